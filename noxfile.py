@@ -1,0 +1,72 @@
+"""What is checked, and how: ``nox`` runs the default sessions, ``nox -s NAME`` one of them.
+
+Every session runs in the environment that nox itself runs in: torch is far too large to install
+once for each. Make that environment with the README's test command.
+"""
+
+import sys
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "types", "layers", "tests"]
+nox.options.error_on_missing_interpreters = True
+
+#: The flow modules, whose every branch is tested.
+FLOW = ("_pipeline", "_events", "stages", "_stream")
+
+
+def module(session: nox.Session, *args: str, env: dict[str, str] | None = None) -> None:
+    """Run ``python -m`` with the interpreter that runs nox, on PATH or not."""
+    session.run(sys.executable, "-m", *args, env=env, external=True)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    module(session, "ruff", "check")
+    module(session, "ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types, strictly."""
+    module(session, "mypy")
+
+
+@nox.session
+def layers(session: nox.Session) -> None:
+    """Check that imports go down only."""
+    code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    session.run(sys.executable, "-c", code, external=True)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests (the examples among them); the flow modules must be covered entirely."""
+    module(session, "coverage", "run", "-m", "pytest", *session.posargs)
+    if session.posargs:  # a part of the tests covers a part of the code
+        return
+    flow = ",".join(f"streamvae/{name}.py" for name in FLOW)
+    module(session, "coverage", "report", f"--include={flow}", "--fail-under=100")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning is an error."""
+    install = ("pip", "install", "-q", "-c", "constraints.txt", "-e", ".[docs]")
+    module(session, *install)
+    module(session, "sphinx", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run the benchmark that needs no GPU."""
+    session.run(sys.executable, str(Path("benchmarks", "cpu.py")), *session.posargs, external=True)
+
+
+@nox.session
+def cuda(session: nox.Session) -> None:
+    """Run the device tests on a machine with CUDA; a missing device fails instead of skipping."""
+    module(session, "pytest", "tests/device", *session.posargs, env={"STREAMVAE_REQUIRE_CUDA": "1"})

@@ -1,0 +1,59 @@
+"""All frames in one array: allocated once, filled chunk by chunk on a thread of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ._chunks import Array, DeviceFrames, HostChunk
+from ._threads import Worker, outcome
+
+
+class Collector:
+    """Gathers the chunks of one stream, host or device."""
+
+    def __init__(self) -> None:
+        self._worker = Worker("streamvae collect")
+        self._parts: list[Any] = []
+        self._whole: Any = None
+        self._filled = 0
+        self._axis = 0
+
+    async def add(self, chunk: HostChunk | DeviceFrames, frames: int | None) -> None:
+        """Take one chunk; ``frames`` is how many there will be, if that is known."""
+        await outcome(self._worker.submit(self._add, chunk, frames))
+
+    def result(self) -> Array | torch.Tensor:
+        """Everything so far: numpy from the host, a tensor from the device."""
+        whole = self._whole
+        if whole is None:
+            join = np.concatenate if isinstance(self._parts[0], np.ndarray) else torch.cat
+            whole = join(self._parts, self._axis)
+        taken = whole[(slice(None),) * self._axis + (slice(self._filled),)]
+        result: Array | torch.Tensor = taken[:, 0] if self._axis == 0 else taken
+        return result
+
+    def close(self) -> None:
+        """Let the thread go."""
+        self._worker.close()
+
+    def _add(self, chunk: HostChunk | DeviceFrames, frames: int | None) -> None:
+        data = chunk.data
+        self._axis = 0 if chunk.kind == "image" else 1
+        if frames is None:
+            self._parts.append(data)
+        else:
+            if self._whole is None:
+                shape = (*data.shape[: self._axis], frames, *data.shape[self._axis + 1 :])
+                self._whole = _empty_like(data, shape)
+            place = slice(self._filled, self._filled + len(chunk))
+            self._whole[(slice(None),) * self._axis + (place,)] = data
+        self._filled += len(chunk)
+
+
+def _empty_like(data: Array | torch.Tensor, shape: tuple[int, ...]) -> Array | torch.Tensor:
+    if isinstance(data, torch.Tensor):
+        return data.new_empty(shape)
+    return np.empty(shape, data.dtype)

@@ -1,0 +1,173 @@
+"""Stages joined by bounded queues. Knows neither torch nor frames.
+
+Closing is the whole protocol: a worker closes both its ends on the way out. The end of the stream
+runs down as a closed queue; "nobody wants more" runs up, as a closed queue for a stage that has
+something to pass on and as a cancelled scope for one that still waits. An ordinary exception is
+kept and raised once the queues ran dry: frames first, then the error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import traceback
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
+from typing import Any, Generic, TypeVar
+
+import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from ._stats import StageTimes
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class Pipeline:
+    """Wires stages with `connect`, runs them with `run`, lets go of everything with `close`.
+
+    Args:
+        queue_size: Room in each queue.
+        clock: Seconds, for the stages' books.
+    """
+
+    def __init__(self, queue_size: int = 2, clock: Callable[[], float] = time.monotonic) -> None:
+        self._queue_size = queue_size
+        self._clock = clock
+        self._workers: list[_Worker[Any, Any]] = []
+        self._error: Exception | None = None
+
+    @property
+    def times(self) -> list[StageTimes]:
+        """The stages' books, in order; they go on changing while the pipeline runs."""
+        return [worker.times for worker in self._workers]
+
+    def connect(
+        self,
+        name: str,
+        stage: Callable[[AsyncIterator[A]], AsyncGenerator[B, None]],
+        upstream: AsyncIterable[A],
+    ) -> MemoryObjectReceiveStream[B]:
+        """Put ``stage`` behind ``upstream`` and return the queue of what it gives. Starts nothing."""
+        send, receive = anyio.create_memory_object_stream[B](self._queue_size)
+        before = next((worker for worker in self._workers if worker.receive is upstream), None)
+        inlet = _Inlet(upstream, StageTimes(name), self._clock)
+        self._workers.append(_Worker(stage, inlet, send, receive, before))
+        return receive
+
+    async def run(self) -> None:
+        """Run every stage to its end.
+
+        Raises:
+            Exception: The first error of a stage, as it was raised, with a note naming the stage
+                and the chunk; what was made before it has been passed on.
+        """
+        async with anyio.create_task_group() as group:
+            for worker in self._workers:
+                group.start_soon(self._work, worker, name=f"streamvae {worker.times.name}")
+        if self._error is not None:
+            error, self._error = self._error, None
+            # A traceback that somebody keeps must not pin chunks.
+            traceback.clear_frames(error.__traceback__)
+            raise error
+
+    def close(self) -> None:
+        """Close every queue and drop what is in it. Idempotent; works without a running loop."""
+        for worker in self._workers:
+            worker.send.close()
+            with contextlib.suppress(
+                anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError
+            ):
+                while True:
+                    worker.receive.receive_nowait()
+            worker.receive.close()
+
+    async def _work(self, worker: _Worker[Any, Any]) -> None:
+        with worker.scope:
+            try:
+                await worker.run(self._clock)
+            except Exception as error:  # noqa: BLE001  # kept, and raised by run()
+                error.add_note(worker.place())
+                if self._error is None:
+                    self._error = error
+            finally:
+                worker.leave()
+
+
+class _Inlet(Generic[A]):
+    """A stage's input, which keeps the stage's book of waiting."""
+
+    def __init__(
+        self, upstream: AsyncIterable[A], times: StageTimes, clock: Callable[[], float]
+    ) -> None:
+        self._items = aiter(upstream)
+        self._clock = clock
+        self.times = times
+        self.received = 0
+        self.waiting = False
+
+    def __aiter__(self) -> _Inlet[A]:
+        return self
+
+    async def __anext__(self) -> A:
+        began = self._clock()
+        self.waiting = True
+        try:
+            item = await anext(self._items)
+        finally:
+            self.times.waiting_input += self._clock() - began
+        self.waiting = False
+        self.received += 1
+        return item
+
+
+class _Worker(Generic[A, B]):
+    """One stage between its two queues."""
+
+    def __init__(
+        self,
+        stage: Callable[[AsyncIterator[A]], AsyncGenerator[B, None]],
+        inlet: _Inlet[A],
+        send: MemoryObjectSendStream[B],
+        receive: MemoryObjectReceiveStream[B],
+        before: _Worker[Any, A] | None,
+    ) -> None:
+        self.stage = stage
+        self.inlet = inlet
+        self.times = inlet.times
+        self.send = send
+        self.receive = receive
+        self.before = before
+        self.scope = anyio.CancelScope()
+
+    async def run(self, clock: Callable[[], float]) -> None:
+        """Pass on everything the stage gives, until it ends or nobody wants more."""
+        began = clock()
+        try:
+            async with contextlib.aclosing(self.stage(self.inlet)) as items:
+                async for item in items:
+                    sending = clock()
+                    try:
+                        await self.send.send(item)
+                    except anyio.BrokenResourceError:
+                        return
+                    finally:
+                        self.times.waiting_output += clock() - sending
+                        del item  # else it lives on while the next one is made
+                    self.times.chunks += 1
+        finally:
+            waits = self.times.waiting_input + self.times.waiting_output
+            self.times.busy = clock() - began - waits
+
+    def place(self) -> str:
+        """Where the stage is, for people."""
+        if self.inlet.waiting:
+            return f"While stage {self.times.name!r} waited for chunk {self.inlet.received}."
+        return f"While stage {self.times.name!r} worked on chunk {self.inlet.received - 1}."
+
+    def leave(self) -> None:
+        """Close both ends, and wake the stage before, which works for nobody now."""
+        self.send.close()
+        if self.before is not None:
+            self.before.receive.close()
+            self.before.scope.cancel()

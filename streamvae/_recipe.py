@@ -1,0 +1,72 @@
+"""What the launch thread does with one chunk: prepare, decode, transform, render, check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ._errors import ShapeError
+from ._pixels import Output, all_finite, render
+from .abc import Codec, Decoder, Rendered
+
+#: Runs on the compute stream over a decoder's float pixels; may change height, width, channels.
+Transform = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(slots=True)
+class Recipe:
+    """One stream's way from latents to rendered pixels; called on the launch thread only.
+
+    Attributes:
+        codec: Rules and weights.
+        decoder: This stream's state.
+        output: What consumers get.
+        normalized: Whether latents are in the diffusion model's space.
+        transform: Runs over the decoder's pixels, (B, C, T, H, W) or (B, C, H, W), in [-1, 1].
+    """
+
+    codec: Codec
+    decoder: Decoder
+    output: Output
+    normalized: bool = False
+    transform: Transform | None = None
+    #: Latents decoded so far.
+    latents: int = 0
+
+    def decode(self, pieces: tuple[torch.Tensor, ...]) -> Rendered | None:
+        """Decode the next chunk, given in one or more pieces."""
+        moved = [piece.to(self.codec.device, self.codec.dtype) for piece in pieces]
+        latents = moved[0] if len(moved) == 1 else torch.cat(moved, self.codec.axis)
+        self.latents += latents.shape[self.codec.axis]
+        if self.normalized:
+            latents = self.codec.denormalize(latents)
+        return self._render(self.decoder.decode(latents), latents)
+
+    def drain(self) -> Rendered | None:
+        """Give what the decoder still holds."""
+        return self._render(self.decoder.drain(), None)
+
+    def _render(
+        self, decoded: torch.Tensor | None, latents: torch.Tensor | None
+    ) -> Rendered | None:
+        if decoded is None:
+            return None
+        finite = all_finite(decoded if latents is None else latents, decoded)
+        if self.transform is not None:
+            decoded = _checked(self.transform(decoded), decoded)
+        return Rendered(render(decoded, self.codec.kind, self.output), finite)
+
+
+def _checked(transformed: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
+    """Refuse a transform that changes what may not change."""
+    fixed = (0, 2) if decoded.ndim in {3, 5} else (0,)
+    shape = getattr(transformed, "shape", ())
+    if len(shape) != decoded.ndim or any(shape[axis] != decoded.shape[axis] for axis in fixed):
+        came = f"shape {tuple(shape)}" if shape else f"{type(transformed).__name__}"
+        raise ShapeError(
+            f"expected transform to keep the dimensions and axes {fixed} of "
+            f"{tuple(decoded.shape)}, got {came}"
+        )
+    return transformed

@@ -1,0 +1,299 @@
+"""stream_decode and what it returns."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
+
+import anyio
+
+from ._chunks import Array, Frame, StreamInfo
+from ._collect import Collector
+from ._errors import ClosedError
+from ._options import Mode, Options, Progress, SinkLike, device_of, sinks_of
+from ._pixels import Output
+from ._recipe import Transform
+from ._stats import StreamStats
+from ._supervisor import Chunk, Supervisor
+from .abc import Backend
+from .backends import mark
+from .latents import LatentsLike, open_latents
+from .stages import NonFinite
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import torch
+
+T = TypeVar("T")
+
+
+def stream_decode(  # noqa: PLR0913  # each is one plain choice of the user
+    latents: LatentsLike,
+    source: object = None,
+    *,
+    sinks: SinkLike | Iterable[SinkLike] = (),
+    fps: float | None = None,
+    normalized: bool = False,
+    mode: Mode = "exact",
+    latents_per_chunk: int | None = None,
+    output: Output = "uint8",
+    transform: Transform | None = None,
+    device: str | int | torch.device | None = None,
+    queue_size: int = 2,
+    progress: Progress = False,
+    timeout: float | None = None,
+    sink_timeout: float = 10.0,
+    nonfinite: NonFinite = "raise",
+    backend: Backend | None = None,
+) -> FrameStream:
+    """Decode ``latents`` and stream the frames as they get ready, in constant memory.
+
+    The frames are those of ``vae.decode(latents)``, bit for bit in exact mode. Nothing is loaded,
+    opened or started before ``async with`` is entered or the first frame is asked for.
+
+    Args:
+        latents: A tensor or numpy array (video (B, C, T, h, w), image (B, C, h, w), sound
+            (B, C, T)), a path (.safetensors, .npy, .pt), or an iterable or async iterable of
+            such tensors along time (image: along the batch). Floating; cast to the weights' dtype.
+        source: A diffusers autoencoder (also compiled, offloaded or hooked), a diffusers pipeline
+            (then latents are what its ``output_type="latent"`` returned), a path or hub id, a
+            `Codec`, or None for the embedded VAE.
+        sinks: One path or sink, or several; each accepts every frame before you see it.
+        fps: Frames a second, for ``Frame.time`` and for sinks that need it.
+        normalized: For a bare autoencoder: the latents are in the diffusion model's space.
+        mode: ``"exact"``: bit-equal to the autoencoder's own decode. ``"fast"``: also plans that
+            differ from it by rounding.
+        latents_per_chunk: Latents decoded at once after the first; None for the family's own.
+        output: ``"uint8"`` RGB by diffusers' PIL rule, ``"float32"`` (the decoder's values, pixels
+            in [-1, 1]), or ``"device"`` (tensors in the weights' dtype, nothing is downloaded).
+        transform: Called on the device with each chunk's float pixels in [-1, 1], channels
+            first; may change height, width and channels.
+        device: Where weights loaded here go. The user's own weights are never moved.
+        queue_size: Chunks that fit between two stages.
+        progress: True for a tqdm bar, a bar, or a callable of (frames done, frames in all).
+        timeout: Seconds to wait at most for the device, each time.
+        sink_timeout: Seconds a sink may take to end when the stream stops early.
+        nonfinite: What to do about NaN and infinity: ``"raise"`` or ``"warn"``.
+        backend: The device's backend; None for the real one. For tests.
+
+    Raises:
+        UsageError: Options contradict each other.
+        LatentsError: ``latents`` is nothing that holds latents.
+    """
+    options = Options(
+        sinks=sinks_of(sinks),
+        fps=fps,
+        normalized=normalized,
+        mode=mode,
+        latents_per_chunk=latents_per_chunk,
+        output=output,
+        transform=transform,
+        device=device_of(device),
+        queue_size=queue_size,
+        progress=progress,
+        timeout=timeout,
+        sink_timeout=sink_timeout,
+        nonfinite=nonfinite,
+        backend=backend,
+    )
+    opened = open_latents(latents, mark=mark if backend is None else backend.mark)
+    return FrameStream(lambda: Supervisor(opened, source, options))
+
+
+class FrameStream:
+    """Frames as they get ready. Iterate it once; leave it early inside ``async with``.
+
+    ``async for`` gives `Frame` objects, `chunks` gives whole chunks, `finish` runs to the end for
+    the sinks' sake, `collect` gives one array. A stream that is dropped or left is stopped within
+    the chunk in flight; inside ``async with`` everything is given back before the block is left.
+    """
+
+    def __init__(self, supervise: Callable[[], Supervisor]) -> None:
+        self._supervise = supervise
+        self._run: _Run | None = None
+        self._iterated = False
+        self._closed = False
+
+    @property
+    def info(self) -> StreamInfo:
+        """What is known of the stream; there once it is entered or the first frame has come.
+
+        Raises:
+            ClosedError: The stream has not been opened.
+        """
+        if self._run is None or self._run.supervisor.info is None:
+            raise ClosedError("expected an opened stream: info is there inside 'async with'")
+        return self._run.supervisor.info
+
+    @property
+    def stats(self) -> StreamStats:
+        """What each stage did so far."""
+        return StreamStats() if self._run is None else self._run.supervisor.stats()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._open()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __aiter__(self) -> AsyncIterator[Frame]:
+        self._claim()
+        return _Iteration(self, lambda chunk: chunk.frames(self.info.rate))
+
+    def chunks(self) -> AsyncIterator[Chunk]:
+        """Iterate over whole chunks: `HostChunk`, or `DeviceFrames` for ``output="device"``."""
+        self._claim()
+        return _Iteration(self, lambda chunk: iter((chunk,)))
+
+    async def finish(self) -> StreamStats:
+        """Run a fresh stream to its end, for the sinks' sake, and return its stats."""
+        async for chunk in self.chunks():
+            del chunk
+        return self.stats
+
+    async def collect(self) -> Array | torch.Tensor:
+        """All frames in one array, allocated once where their number is known beforehand.
+
+        Returns:
+            Video (B, T, H, W, C), images (N, H, W, C), sound (B, S, C).
+        """
+        collector = Collector()
+        try:
+            async for chunk in self.chunks():
+                await collector.add(chunk, self.info.frames)
+                del chunk
+        finally:
+            collector.close()
+        return collector.result()
+
+    async def aclose(self) -> None:
+        """Stop, and return when everything is given back. Idempotent.
+
+        Raises:
+            SinkTimeout: A sink did not end within ``sink_timeout``; its thread ends by itself.
+        """
+        self._closed = True
+        if self._run is None:
+            return
+        self._run.task.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([self._run.task])
+        self._run.supervisor.pipeline.close()
+        if self._run.supervisor.stuck:
+            raise self._run.supervisor.stuck.pop()
+
+    def _claim(self) -> None:
+        if self._iterated:
+            raise ClosedError("expected a fresh stream, got one that was iterated before")
+        self._iterated = True
+
+    def _start(self) -> _Run:
+        if self._closed:
+            raise ClosedError("expected an open stream, got one that has ended or was closed")
+        if self._run is None:
+            supervisor = self._supervise()
+            task = asyncio.get_running_loop().create_task(supervisor.run(), name="streamvae")
+            task.add_done_callback(supervisor.task_done)
+            self._run = _Run(supervisor, task)
+            # The task does not end with whoever drops the stream unless it is told to.
+            weakref.finalize(self, self._run.abandon).atexit = False
+        return self._run
+
+    async def _open(self) -> None:
+        """Start if need be; return when info is there (latents of known size: sinks open too)."""
+        run = self._start()
+        await run.supervisor.loaded.wait()
+        if run.supervisor.sized:
+            await run.supervisor.opened.wait()
+        if run.task.done() and run.supervisor.outlet is None:
+            await self._end(run)
+
+    async def _next(self) -> Chunk:
+        """The next chunk.
+
+        Raises:
+            StopAsyncIteration: That was all, and the sinks are complete.
+        """
+        run = self._start()
+        await run.supervisor.opened.wait()
+        if run.supervisor.outlet is not None:
+            try:
+                return await run.supervisor.outlet.receive()
+            except (anyio.EndOfStream, anyio.ClosedResourceError):
+                pass
+        await self._end(run)
+        raise StopAsyncIteration
+
+    async def _end(self, run: _Run) -> None:
+        """Wait for the task and raise what ended it, if that was not the end of its work."""
+        await asyncio.wait([run.task])
+        self._closed = True
+        run.supervisor.pipeline.close()
+        if run.task.cancelled():
+            raise ClosedError("expected an open stream, got one that was closed")
+        run.task.result()
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A stream's task and what it works on."""
+
+    supervisor: Supervisor
+    task: asyncio.Task[None]
+
+    def abandon(self) -> None:
+        """Stop, from wherever a collection happens to run, even after the loop."""
+        loop = self.task.get_loop()
+        if loop.is_closed():
+            self.supervisor.pipeline.close()
+        else:
+            loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        if not self.task.cancel():
+            self.supervisor.pipeline.close()
+
+
+class _Iteration(Generic[T]):
+    """One pass over a stream; dropping it early stops the stream."""
+
+    def __init__(self, stream: FrameStream, split: Callable[[Chunk], Iterator[T]]) -> None:
+        self._stream = stream
+        self._split = split
+        self._items: Iterator[T] = iter(())
+        self._over = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        while True:
+            for item in self._items:
+                return item
+            if self._over:
+                raise StopAsyncIteration
+            try:
+                chunk = await self._stream._next()
+            except StopAsyncIteration:
+                self._over = True
+                raise
+            self._items = self._split(chunk)
+            del chunk
+
+    def __del__(self) -> None:
+        if not self._over and self._stream._run is not None:
+            self._stream._run.abandon()

@@ -1,0 +1,261 @@
+"""The one task behind a stream: open, run, close; and what is given back on every way out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream
+
+from . import stages
+from ._chunks import DeviceFrames, HostChunk, LatentChunk, StreamInfo
+from ._errors import FrameCountError, SinkTimeout
+from ._options import Options
+from ._pipeline import Pipeline
+from ._progress import Reporter
+from ._recipe import Recipe
+from ._source import resolve
+from ._stats import Book, StreamStats
+from ._threads import Worker, outcome
+from .abc import Backend, ChunkPlan, Codec, Sink
+from .backends import for_device
+from .latents import LatentSource, cut
+
+logger = logging.getLogger("streamvae")
+
+Chunk = HostChunk | DeviceFrames
+C = TypeVar("C", HostChunk, DeviceFrames)
+
+
+class Supervisor:
+    """Runs one stream. `run` is the body of its task; everybody else only looks.
+
+    Attributes:
+        info: What is known; grows when the first latents have come.
+        outlet: The last queue, once ``opened`` is set.
+        loaded: Set when weights are loaded and ``info`` is there, or the task has ended.
+        opened: Set when the sinks are open and stages run, or the task has ended.
+        stuck: Sinks that did not end in time.
+    """
+
+    def __init__(self, latents: LatentSource, source: object, options: Options) -> None:
+        self._latents = latents
+        self._source = source
+        self._options = options
+        self._opened_sinks: list[Sink] = []
+        self._reporter = Reporter(options.progress)
+        self._clock = asyncio.get_running_loop().time
+        self.pipeline = Pipeline(options.queue_size, self._clock)
+        self.book = Book(began=self._clock())
+        self.info: StreamInfo | None = None
+        self.outlet: MemoryObjectReceiveStream[Chunk] | None = None
+        self.loaded = asyncio.Event()
+        self.opened = asyncio.Event()
+        self.stuck: list[SinkTimeout] = []
+
+    @property
+    def sized(self) -> bool:
+        """Whether the latents' shape is known without reading them."""
+        return self._latents.shape is not None
+
+    def stats(self) -> StreamStats:
+        """What each stage did so far."""
+        return self.book.snapshot(self._clock())
+
+    def task_done(self, task: asyncio.Task[None]) -> None:
+        """Wake whoever waits, also when the task was cancelled before its first step."""
+        self.loaded.set()
+        self.opened.set()
+        if task.cancelled():
+            self.pipeline.close()
+        else:
+            task.exception()  # whoever iterates gets it; nobody may be iterating
+
+    async def run(self) -> None:
+        """Run the stream to its end, and give everything back on every way out.
+
+        Raises:
+            Exception: Whatever went wrong first, as it was raised.
+        """
+        try:
+            async with self._decoding() as (chunks, recipe, backend):
+                self._connect(chunks, recipe, backend)
+                self.opened.set()
+                await self.pipeline.run()
+                self._check_count(recipe)
+            for sink in self._opened_sinks:
+                await sink.close()
+        except BaseException as error:
+            await self._abort_sinks()
+            for timeout in self.stuck:
+                error.add_note(str(timeout))
+            raise
+        finally:
+            self.book.ended = self._clock()
+            self._reporter.close()
+
+    @contextlib.asynccontextmanager
+    async def _decoding(
+        self,
+    ) -> AsyncGenerator[tuple[AsyncIterator[LatentChunk], Recipe, Backend], None]:
+        """Everything opened for decoding, and given back."""
+        try:
+            codec, normalized = await self._load()
+            await self._latents.open()
+            plan = codec.plan(self._options.latents_per_chunk, self._options.mode)
+            self.info = self._describe(codec, plan)
+            backend = self._options.backend or for_device(codec.device)
+            self.loaded.set()
+            async with contextlib.aclosing(cut(self._latents, plan, codec)) as chunks:
+                first = await anext(chunks)
+                self.info = _shaped(self.info, codec, first, self._options)
+                await self._open_sinks(self.info)
+                recipe = Recipe(
+                    codec,
+                    codec.decoder(),
+                    self._options.output,
+                    normalized,
+                    self._options.transform,
+                )
+                source = _chain(first, chunks)
+                del first  # else this frame keeps it for as long as the stream runs
+                try:
+                    yield source, recipe, backend
+                finally:
+                    # Submitted before anything is awaited: no cancel can keep it from happening.
+                    closing = backend.run(recipe.decoder.close)
+                    with anyio.move_on_after(self._options.timeout):
+                        await outcome(closing, keep=True)
+        finally:
+            await self._latents.aclose()
+
+    async def _load(self) -> tuple[Codec, bool]:
+        """Load weights on a thread of their own, which ends with it."""
+        worker = Worker("streamvae load")
+        future = worker.submit(
+            resolve,
+            self._source,
+            normalized=self._options.normalized,
+            device=self._options.device,
+        )
+        worker.close()
+        return await outcome(future)
+
+    def _describe(self, codec: Codec, plan: ChunkPlan) -> StreamInfo:
+        return StreamInfo(
+            family=codec.family,
+            kind=codec.kind,
+            output="float32"
+            if codec.kind == "sound" and self._options.output == "uint8"
+            else self._options.output,
+            mode=self._options.mode,
+            step="eager",
+            device=str(codec.device),
+            latents_shape=self._latents.shape,
+            latents_per_chunk=plan.rest,
+            fps=self._options.fps,
+            sample_rate=codec.sample_rate,
+            exactness=codec.exactness,
+        )
+
+    async def _open_sinks(self, info: StreamInfo) -> None:
+        for sink in self._options.sinks:
+            self._opened_sinks.append(sink)
+            try:
+                await sink.open(info)
+            except Exception as error:
+                error.add_note(f"While sink {sink.name} was opened; nothing was decoded.")
+                raise
+
+    def _connect(
+        self, chunks: AsyncIterator[LatentChunk], recipe: Recipe, backend: Backend
+    ) -> None:
+        """Wire the stages; the last one also keeps the books."""
+        options, connect = self._options, self.pipeline.connect
+        decode = functools.partial(
+            stages.decode, recipe=recipe, backend=backend, timeout=options.timeout
+        )
+        on_device = connect("decode", decode, chunks)
+        bring = functools.partial(
+            stages.settle if options.output == "device" else stages.download,
+            backend=backend,
+            kind=recipe.codec.kind,
+            nonfinite=options.nonfinite,
+            timeout=options.timeout,
+        )
+        if options.output == "device":
+            self.outlet = connect("settle", self._counting(bring), on_device)
+        else:
+            persist = functools.partial(stages.persist, sinks=options.sinks)
+            on_host = connect("download", bring, on_device)
+            self.outlet = connect("persist", self._counting(persist), on_host)
+        self.book.stages = self.pipeline.times
+
+    def _counting(
+        self, stage: Callable[[AsyncIterator[object]], AsyncGenerator[C, None]]
+    ) -> Callable[[AsyncIterator[object]], AsyncGenerator[C, None]]:
+        async def counted(source: AsyncIterator[object]) -> AsyncGenerator[C, None]:
+            async with contextlib.aclosing(stage(source)) as chunks:
+                async for chunk in chunks:
+                    self.book.passed(len(chunk), self._clock())
+                    self._reporter.advance(len(chunk), self.info)
+                    yield chunk
+                    del chunk
+
+        return counted
+
+    def _check_count(self, recipe: Recipe) -> None:
+        expected = recipe.codec.frames(recipe.latents)
+        if expected is not None and expected != self.book.frames:
+            raise FrameCountError(
+                f"expected {expected} frames from {recipe.latents} latents of "
+                f"{recipe.codec.family}, got {self.book.frames}"
+            )
+
+    async def _abort_sinks(self) -> None:
+        """Have every opened sink keep what it accepted, each within the time it is given."""
+        seconds = self._options.sink_timeout
+
+        async def abort(sink: Sink) -> None:
+            try:
+                with anyio.move_on_after(seconds, shield=True) as scope:
+                    await sink.abort()
+            except Exception:
+                logger.exception("sink %s failed while it was aborted", sink.name)
+            if scope.cancelled_caught:
+                self.stuck.append(SinkTimeout(sink.name, seconds))
+
+        with anyio.CancelScope(shield=True):
+            async with anyio.create_task_group() as group:
+                for sink in self._opened_sinks:
+                    group.start_soon(abort, sink)
+
+
+def _shaped(info: StreamInfo, codec: Codec, first: LatentChunk, options: Options) -> StreamInfo:
+    """``info`` with what the first latents tell."""
+    shape = tuple(first.pieces[0].shape)
+    picture = None if options.transform is not None else codec.picture(shape)
+    known = info.latents_shape
+    return replace(
+        info,
+        batch=None if codec.axis == 0 else shape[0],
+        frames=None if known is None else codec.frames(known[codec.axis]),
+        height=None if picture is None else picture[0],
+        width=None if picture is None else picture[1],
+    )
+
+
+async def _chain(
+    first: LatentChunk, rest: AsyncGenerator[LatentChunk, None]
+) -> AsyncGenerator[LatentChunk, None]:
+    yield first
+    del first
+    async for chunk in rest:
+        yield chunk
+        del chunk

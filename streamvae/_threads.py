@@ -1,0 +1,122 @@
+"""Worker threads: one daemon thread that runs its calls in order, and how flow code awaits it.
+
+A device's launches, its copies and each blocking sink need *the same* thread every time, and none
+of them may keep the interpreter from exiting; neither ``ThreadPoolExecutor`` (joined at exit) nor
+``anyio.to_thread`` (any thread of a pool) gives that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_lock = threading.Lock()
+_running = 0
+
+
+def calls_running() -> int:
+    """How many calls given to workers of this process have neither ended nor parked.
+
+    A virtual clock must stand still while this is not zero.
+    """
+    with _lock:
+        return _running
+
+
+def _count(change: int) -> None:
+    global _running  # noqa: PLW0603  # one number for the whole process
+    with _lock:
+        _running += change
+
+
+@contextlib.contextmanager
+def parked() -> Iterator[None]:
+    """Say that this worker thread waits for the outside world and is not working."""
+    _count(-1)
+    try:
+        yield
+    finally:
+        _count(1)
+
+
+def counted(call: Callable[P, T]) -> Callable[P, T]:
+    """Have ``call``, about to be given to some other thread, count as running from now on."""
+    _count(1)
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return call(*args, **kwargs)
+        finally:
+            _count(-1)
+
+    return run
+
+
+class Worker:
+    """One daemon thread that runs calls one after another, started by the first call."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._start_lock = threading.Lock()
+
+    def submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Queue ``call`` and return its future; cancelling it works until the call has begun."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                if future.set_running_or_notify_cancel():
+                    _fulfil(future, lambda: call(*args, **kwargs))
+            finally:
+                _count(-1)
+
+        _count(1)
+        with self._start_lock:
+            self._calls.put(run)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name=self.name, daemon=True)
+                self._thread.start()
+        return future
+
+    def close(self) -> None:
+        """Let the thread end once the calls already queued are done. A later call starts anew."""
+        with self._start_lock:
+            if self._thread is not None:
+                self._calls.put(None)
+                self._calls = queue.SimpleQueue()
+                self._thread = None
+
+    def _work(self) -> None:
+        calls = self._calls
+        while (call := calls.get()) is not None:
+            call()
+            del call  # else its results stay alive until the next call
+
+
+def _fulfil(future: Future[T], call: Callable[[], T]) -> None:
+    try:
+        result = call()
+    except BaseException as error:  # noqa: BLE001  # whatever it is belongs to the awaiting side
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+async def outcome(future: Future[T], *, keep: bool = False) -> T:
+    """Await a worker's call.
+
+    Cancelling the wait withdraws a call that has not begun, unless ``keep`` is set; a call that
+    has begun always runs to its end on its thread.
+    """
+    waiting = asyncio.wrap_future(future)
+    return await (asyncio.shield(waiting) if keep else waiting)

@@ -1,0 +1,271 @@
+"""What you may plug in: protocols, no code.
+
+Device code is sync and runs on the backend's threads; flow code is async and runs on the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, runtime_checkable
+
+import torch
+
+from ._chunks import Array, HostChunk, StreamInfo
+from ._events import Event
+from ._pixels import Kind
+from ._turns import Ticket
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What one launch makes on the device.
+
+    Attributes:
+        pixels: As `streamvae._pixels.render` gives them, contiguous.
+        finite: Two bools on the device: latents finite, pixels finite.
+    """
+
+    pixels: torch.Tensor
+    finite: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Downloaded:
+    """What one copy brought to the host: memory of its own, and the two flags."""
+
+    pixels: Array
+    latents_finite: bool
+    pixels_finite: bool
+
+
+class Copy(Protocol):
+    """A device-to-host copy under way. Its memory is the backend's until ``done`` has happened."""
+
+    @property
+    def done(self) -> Event:
+        """Happens when the bytes have arrived. One event for each copy."""
+        ...
+
+
+class Backend(Protocol):
+    """What a device can do. Futures end on the device's own threads, one to launch, one to copy.
+
+    It owns the streams, the threads and all memory in flight: nothing here becomes unsafe when a
+    caller stops waiting, at whatever moment.
+    """
+
+    @property
+    def device(self) -> torch.device:
+        """The device."""
+        ...
+
+    def mark(self, latents: torch.Tensor) -> Event | None:
+        """Record where the giver's stream stands; called on the thread that has ``latents``."""
+        ...
+
+    def turn(self) -> Ticket:
+        """Queue up for a launch: at most two unfinished chunks are launched on a device."""
+        ...
+
+    def launch(
+        self,
+        work: Callable[[], Rendered | None],
+        turn: Ticket,
+        *,
+        after: tuple[Event, ...] = (),
+        hold: tuple[object, ...] = (),
+    ) -> Future[tuple[object, Event]]:
+        """Run ``work`` on the launch thread, its kernels in the compute stream.
+
+        Args:
+            work: Launches kernels; None when the decoder has nothing to give yet.
+            turn: Given back when the chunk is ready.
+            after: Events the compute stream waits for, on the device.
+            hold: Kept alive until the chunk is ready (the latents).
+
+        Returns:
+            A handle for `download` or `settle`, and the event ``ready``.
+        """
+        ...
+
+    def slot(self) -> Ticket:
+        """Queue up for host memory to copy into."""
+        ...
+
+    def download(self, handle: object, ready: Event, slot: Ticket) -> Future[Copy | None]:
+        """Start the copy on the copy stream, which waits for ``ready`` on the device.
+
+        None when the launch had nothing to give. The slot is given back by `collect`, or, when
+        nobody collects, after the copy is done.
+        """
+        ...
+
+    def collect(self, copy: Copy) -> Future[Downloaded]:
+        """Take a copy that is done out of the slot, into memory of its own."""
+        ...
+
+    def settle(self, handle: object) -> Future[Rendered | None]:
+        """Give out what a launch made, on the device; call it after ``ready``."""
+        ...
+
+    def run(self, work: Callable[[], T]) -> Future[T]:
+        """Run host code on the launch thread, after every launch already given to it."""
+        ...
+
+
+class Decoder(Protocol):
+    """One stream's state over a codec; used on the launch thread only."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor | None:
+        """Decode the next chunk: video (B, C, T, H, W), image (B, C, H, W), sound (B, C, S).
+
+        None when it has nothing to give yet.
+        """
+        ...
+
+    def drain(self) -> torch.Tensor | None:
+        """Give what is still held after the last chunk; called ``Codec.drains(n)`` times."""
+        ...
+
+    def close(self) -> None:
+        """Let go of all state. Called on every way out; idempotent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkPlan:
+    """How latents are cut along ``Codec.axis``: ``first``, then ``rest`` again and again."""
+
+    first: int
+    rest: int
+
+    def sizes(self) -> Iterator[int]:
+        """Sizes without end."""
+        yield self.first
+        while True:
+            yield self.rest
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """The weights of one autoencoder with the rules of its family. Shared by any number of streams."""
+
+    @property
+    def family(self) -> str:
+        """Class name of the autoencoder."""
+        ...
+
+    @property
+    def kind(self) -> Kind:
+        """What it makes."""
+        ...
+
+    @property
+    def layout(self) -> str:
+        """Names of the latents' dimensions, ``"BCTHW"``, ``"BCHW"`` or ``"BCT"``."""
+        ...
+
+    @property
+    def axis(self) -> int:
+        """Which dimension of the latents is cut into chunks."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latents."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where decoding runs: the hooks' execution device, else the weights' device."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights; latents are cast to it, as diffusers' pipelines do."""
+        ...
+
+    @property
+    def sample_rate(self) -> int | None:
+        """Samples a second, for sound."""
+        ...
+
+    @property
+    def exactness(self) -> str:
+        """In a sentence, what the streamed frames equal."""
+        ...
+
+    def plan(self, latents_per_chunk: int | None, mode: str) -> ChunkPlan:
+        """How to cut the latents.
+
+        Raises:
+            UsageError: ``mode`` is ``"exact"`` and this cut would change bits.
+        """
+        ...
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Refuse latents this codec cannot stream now (called with all that is known of them).
+
+        Raises:
+            LatentsError: Naming what was expected and what came.
+            UsageError: An option of the autoencoder cannot be streamed.
+        """
+        ...
+
+    def frames(self, latents: int) -> int | None:
+        """Frames, items or samples that ``latents`` latents give; None if unknown beforehand."""
+        ...
+
+    def picture(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
+        """Height and width in pixels for latents of ``shape``; None for sound."""
+        ...
+
+    def drains(self, latents: int) -> int:
+        """How often ``Decoder.drain`` is called after the last of ``latents`` latents."""
+        ...
+
+    def denormalize(self, latents: torch.Tensor) -> torch.Tensor:
+        """Take latents from the diffusion model's space to the decoder's, in their dtype.
+
+        Raises:
+            UsageError: The family's formula needs more than the autoencoder's config.
+        """
+        ...
+
+    def decoder(self) -> Decoder:
+        """A new stream's state. Allocates nothing yet."""
+        ...
+
+
+class Sink(Protocol):
+    """Where frames are kept. Lossless: a slow sink slows the stream. Calls never overlap."""
+
+    @property
+    def name(self) -> str:
+        """What it calls itself in errors, its path for a file."""
+        ...
+
+    @property
+    def committed(self) -> int:
+        """Frames (items, samples) that a reader would find now, should the process die."""
+        ...
+
+    async def open(self, info: StreamInfo) -> None:
+        """Check that this stream can be kept here, and get ready; before anything is decoded."""
+        ...
+
+    async def write(self, chunk: HostChunk) -> None:
+        """Accept a chunk; when it returns the chunk is kept (as far as fsync is not asked for)."""
+        ...
+
+    async def close(self) -> None:
+        """Complete: make the result appear under its name."""
+        ...
+
+    async def abort(self) -> None:
+        """Stop early: keep what was accepted, readable, as ``.partial``. Works in any state."""
+        ...

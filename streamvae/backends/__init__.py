@@ -1,0 +1,73 @@
+"""What a device can do: one backend for each device and process, shared by every stream there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+
+import torch
+
+from streamvae._errors import DeviceError
+from streamvae.abc import Backend
+
+from ._cuda import cuda_backend, mark
+from ._host import HostBackend
+
+__all__ = ["for_device", "mark"]
+
+logger = logging.getLogger("streamvae")
+
+_lock = threading.Lock()
+#: Keyed by process too: a forked child has its parent's objects, and none of its threads.
+_backends: dict[tuple[int, torch.device], Backend] = {}
+
+
+def _new_lock() -> None:
+    global _lock  # noqa: PLW0603  # another thread of the parent may have held the old one
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
+
+
+def for_device(device: torch.device | str) -> Backend:
+    """Give the backend of ``device``: the same one for the life of the process, in any thread.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"`` (the calling thread's current one), ``"cuda:1"``, or another
+            accelerator that torch knows; that one's copies are synchronous.
+
+    Raises:
+        DeviceError: There is no such device here, or this process cannot use it.
+        UsageError: ``STREAMVAE_PINNED_BYTES`` is set to something that is no number.
+    """
+    where = _canonical(device)
+    with _lock:
+        key = (os.getpid(), where)
+        if key not in _backends:
+            _backends[key] = _create(where)
+        return _backends[key]
+
+
+def _canonical(device: torch.device | str) -> torch.device:
+    """Give ``device`` its index where it has one; torch itself says whether it is there."""
+    try:
+        where = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, ImportError) as error:
+        said = str(error).partition("\n")[0]
+        raise DeviceError(f"expected a usable device, got {str(device)!r}: {said}") from error
+    if where.type == "meta":
+        raise DeviceError("expected a device that holds numbers, got 'meta'")
+    return where
+
+
+def _create(where: torch.device) -> Backend:
+    if where.type == "cpu":
+        return HostBackend(where)
+    backend = cuda_backend(where)
+    if backend is None:
+        logger.warning("Copies from %s are synchronous: only CUDA's can be overlapped.", where)
+        return HostBackend(where)
+    return backend

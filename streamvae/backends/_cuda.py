@@ -1,0 +1,128 @@
+"""CUDA, the one room that names it: streams, events and pinned memory behind `Driver`.
+
+Which memory is in flight and when it may be used again is not decided here: see
+Note [Memory in flight] in ``_streamed``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+
+import torch
+
+from streamvae._errors import DeviceError
+from streamvae._events import Event
+from streamvae.abc import Backend
+
+from ._driver import Stream
+from ._slots import max_pinned_bytes
+from ._streamed import StreamedBackend
+
+
+def cuda_backend(where: torch.device) -> Backend | None:
+    """Make the backend of a CUDA device; None for a device that is none.
+
+    ROCm's devices borrow CUDA's name. Nobody has tried their asynchronous copies here, so they
+    are not trusted.
+    """
+    if where.type != "cuda" or torch.version.hip is not None:
+        return None
+    return StreamedBackend(CudaDriver(where), max_pinned_bytes())
+
+
+def mark(tensor: torch.Tensor) -> Event | None:
+    """Record where the calling thread's current stream stands on the device of ``tensor``.
+
+    What that stream was given before, and so ``tensor`` if it was written there, is finished when
+    the event has happened. None for a tensor that is not on a CUDA device.
+    """
+    return _recorded(torch.cuda.current_stream(tensor.device)) if tensor.is_cuda else None
+
+
+def _recorded(stream: torch.cuda.Stream) -> Event:
+    # An event that was never recorded counts as happened: none leaves this function unrecorded.
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(stream)
+    return event
+
+
+class CudaDriver:
+    """One CUDA device, as `Driver` wants it.
+
+    Its two streams are made once, each on the thread that uses it, and live as long as the
+    process: the caching allocator keeps freed memory by stream, so streams that come and go would
+    strand it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    @property
+    def device(self) -> torch.device:
+        """The device, with its index."""
+        return self._device
+
+    @functools.cached_property
+    def _compute(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+
+    @functools.cached_property
+    def _copy(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+
+    def _stream(self, name: Stream) -> torch.cuda.Stream:
+        return self._compute if name == "compute" else self._copy
+
+    @contextlib.contextmanager
+    def on(self, stream: Stream) -> Iterator[None]:
+        """As in `Driver`. Device, stream and grad mode belong to the thread: entered here."""
+        with (
+            torch.cuda.device(self._device),
+            torch.cuda.stream(self._stream(stream)),
+            torch.no_grad(),
+        ):
+            yield
+
+    def wait(self, stream: Stream, event: Event) -> None:
+        """As in `Driver`; the event may be another CUDA device's.
+
+        Raises:
+            DeviceError: It is not an event that a CUDA stream can wait for.
+        """
+        if not isinstance(event, torch.cuda.Event):
+            raise DeviceError(f"expected the event of a CUDA stream, got {type(event).__name__}")
+        self._stream(stream).wait_event(event)
+
+    def record(
+        self,
+        stream: Stream,
+        *,
+        made: tuple[torch.Tensor, ...] = (),  # noqa: ARG002  # the device knows
+        read: tuple[object, ...] = (),  # noqa: ARG002
+    ) -> Event:
+        """As in `Driver`."""
+        return _recorded(self._stream(stream))
+
+    def copy(self, source: torch.Tensor, into: torch.Tensor) -> None:
+        """As in `Driver`. Into pinned memory it returns at once, otherwise when it is done."""
+        into.copy_(source, non_blocking=True)
+
+    def mark(self, latents: torch.Tensor) -> Event | None:
+        """As in `Driver`."""
+        return mark(latents)
+
+    def pinned(self, nbytes: int) -> torch.Tensor:
+        """As in `Driver`."""
+        with torch.cuda.device(self._device):
+            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+    def give_out(self, tensor: torch.Tensor) -> None:
+        """As in `Driver`: safe on the device's default stream, from any thread.
+
+        Who reads it on another stream tells the allocator (``tensor.record_stream(stream)``), as
+        for any tensor that changes streams. Its memory is the compute stream's: without this, one
+        that is dropped while it is still being read would be written by the next chunk.
+        """
+        tensor.record_stream(torch.cuda.default_stream(self._device))

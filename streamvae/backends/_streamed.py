@@ -1,0 +1,291 @@
+"""A device with streams: what is in flight, who holds its memory, and when it may be reused.
+
+The device itself is behind `Driver`, so that the same code runs over CUDA and over the fake device
+of ``streamvae.testing``, where reading early or reusing early shows as wrong bytes.
+
+Note [Memory in flight]
+-----------------------
+The device reads and writes memory long after the call that asked for it has returned, and whoever
+awaited that call may be gone: cancelled, timed out, its loop closed. So nothing here depends on
+anybody still waiting. Events decide, and the device's own two threads hold what is in flight:
+
+- *Latents* are read by the launch's kernels. The compute stream waits, on the device, for the event
+  of their giver's stream; the launch thread keeps them (`_Held`) until the event behind the launch.
+  A launch that raises has launched something before: it is fenced in the same way.
+- *Pixels* are made on the compute stream and read by the copy stream, which waits for ``ready``.
+  The copy thread keeps them, with the slot they go to, as a flight until the event behind the copy.
+  Let go only then, they return to the compute stream's memory and need no ``record_stream``.
+- *A slot* is free again once its bytes were copied out. A flight that nobody collects (its `_Copy`
+  was dropped) is reaped by the next call on the copy thread after its event.
+- *An event that fails* says nothing about memory: what it fences stays in quarantine for the life
+  of the process, and fresh memory takes its place.
+
+What is allocated *and* used on the compute stream only (decoder state, results nobody copied) needs
+no care: the caching allocator reuses it in the stream's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+
+from streamvae._events import Event
+from streamvae._threads import Worker
+from streamvae._turns import Ticket, Turnstile
+from streamvae.abc import Copy, Downloaded, Rendered
+
+from ._driver import Driver, Stream
+from ._slots import MAX_PINNED_BYTES, Slots
+
+__all__ = ["MAX_PINNED_BYTES", "Driver", "Stream", "StreamedBackend"]
+
+T = TypeVar("T")
+
+#: Chunks launched and unfinished at once: one running, one behind it.
+LAUNCHES = 2
+#: Copies under way at once, each with a slot of host memory.
+SLOTS = 2
+
+
+@dataclass(slots=True)
+class _Made:
+    """What a launch made: the handle that stages carry."""
+
+    rendered: Rendered | None
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """A copy under way. See Note [Memory in flight]."""
+
+    source: Rendered
+    buffer: torch.Tensor
+    done: Event
+    ticket: Ticket
+    collected: bool = False
+    abandoned: bool = False
+
+
+class _Copy:
+    """The caller's end of a flight; dropping it without collecting abandons the flight."""
+
+    def __init__(self, flight: _Flight) -> None:
+        self.flight = flight
+        self.done = flight.done
+
+    def __del__(self) -> None:
+        if not self.flight.collected:
+            self.flight.abandoned = True
+            self.flight.ticket.leave(after=self.flight.done)
+
+
+@dataclass(slots=True, eq=False)
+class _Hold:
+    """Things kept alive until an event; for good, if recording it failed."""
+
+    things: tuple[object, ...]
+    event: Event | None = None
+
+
+@dataclass(slots=True)
+class _Held:
+    """What launches may still read; used on the launch thread only."""
+
+    holds: list[_Hold] = field(default_factory=list)
+
+    def keep(self, things: tuple[object, ...]) -> _Hold:
+        hold = _Hold(things)
+        if things:
+            self.holds.append(hold)
+        return hold
+
+    def reap(self) -> None:
+        self.holds = [hold for hold in self.holds if not _happened(hold.event)]
+
+
+def _happened(event: Event | None) -> bool:
+    """Whether it has; an event that failed, or was never recorded, never will."""
+    try:
+        return event is not None and event.query()
+    except Exception:  # noqa: BLE001  # reported to the one who waits for it, not to us
+        return False
+
+
+class StreamedBackend:
+    """A `streamvae.abc.Backend` over a driver. One for each device and process."""
+
+    def __init__(self, driver: Driver, max_pinned_bytes: int = MAX_PINNED_BYTES) -> None:
+        self._driver = driver
+        self._turns = Turnstile(LAUNCHES)
+        self._slots = Turnstile(SLOTS)
+        self._launcher = Worker(f"streamvae launch {driver.device}")
+        self._copier = Worker(f"streamvae copy {driver.device}")
+        self._held = _Held()
+        self._flights: list[_Flight] = []
+        self._pool = Slots(driver.pinned, max_pinned_bytes, driver.device)
+
+    @property
+    def device(self) -> torch.device:
+        """The device."""
+        return self._driver.device
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Page-locked host memory of its slots."""
+        return self._pool.pinned_bytes
+
+    def mark(self, latents: torch.Tensor) -> Event | None:
+        """See `streamvae.abc.Backend.mark`."""
+        return self._driver.mark(latents)
+
+    def turn(self) -> Ticket:
+        """See `streamvae.abc.Backend.turn`."""
+        return self._turns.take()
+
+    def slot(self) -> Ticket:
+        """See `streamvae.abc.Backend.slot`."""
+        return self._slots.take()
+
+    def launch(
+        self,
+        work: Callable[[], Rendered | None],
+        turn: Ticket,
+        *,
+        after: tuple[Event, ...] = (),
+        hold: tuple[object, ...] = (),
+    ) -> Future[tuple[object, Event]]:
+        """See `streamvae.abc.Backend.launch`."""
+        return self._launcher.submit(self._launch, work, turn, after, hold)
+
+    def download(self, handle: object, ready: Event, slot: Ticket) -> Future[Copy | None]:
+        """See `streamvae.abc.Backend.download`."""
+        return self._copier.submit(self._download, handle, ready, slot)
+
+    def collect(self, copy: Copy) -> Future[Downloaded]:
+        """See `streamvae.abc.Backend.collect`."""
+        return self._copier.submit(self._collect, copy)
+
+    def settle(self, handle: object) -> Future[Rendered | None]:
+        """See `streamvae.abc.Backend.settle`. The flags come to the host."""
+        return self._copier.submit(self._settle, handle)
+
+    def run(self, work: Callable[[], T]) -> Future[T]:
+        """See `streamvae.abc.Backend.run`."""
+        return self._launcher.submit(self._run, work)
+
+    # On the launch thread.
+
+    def _launch(
+        self,
+        work: Callable[[], Rendered | None],
+        turn: Ticket,
+        after: tuple[Event, ...],
+        hold: tuple[object, ...],
+    ) -> tuple[object, Event]:
+        self._held.reap()
+        held = self._held.keep(hold)
+        made: tuple[torch.Tensor, ...] = ()
+        try:
+            with self._driver.on("compute"):
+                for event in after:
+                    self._driver.wait("compute", event)
+                rendered = work()
+                made = () if rendered is None else (rendered.pixels, rendered.finite)
+        finally:
+            # Also when work() raised: kernels it had launched still read the latents.
+            ready = self._driver.record("compute", made=made, read=hold)
+            held.event = ready
+            turn.leave(after=ready)
+        return _Made(rendered), ready
+
+    def _run(self, work: Callable[[], T]) -> T:
+        self._held.reap()
+        with self._driver.on("compute"):
+            return work()
+
+    # On the copy thread.
+
+    def _download(self, handle: object, ready: Event, slot: Ticket) -> Copy | None:
+        rendered = _rendered(handle)
+        if rendered is None:
+            slot.leave()
+            return None
+        buffer: torch.Tensor | None = None
+        try:
+            buffer = self._buffer(rendered.pixels.nbytes + rendered.finite.nbytes)
+            pixels, finite = _views(buffer, rendered)
+            with self._driver.on("copy"):
+                self._driver.wait("copy", ready)
+                self._driver.copy(rendered.pixels, pixels)
+                self._driver.copy(rendered.finite, finite)
+                done = self._driver.record("copy", made=(buffer,), read=(rendered.pixels,))
+        except BaseException:
+            # A copy may have begun and nothing will say when it ends: keep both for good.
+            if buffer is not None:
+                self._flights.append(_Flight(rendered, buffer, _Never(), slot))
+            slot.leave()
+            raise
+        flight = _Flight(rendered, buffer, done, slot)
+        self._flights.append(flight)
+        return _Copy(flight)
+
+    def _collect(self, copy: Copy) -> Downloaded:
+        flight = _flight(copy)
+        pixels, finite = _views(flight.buffer, flight.source)
+        target = torch.empty(pixels.shape, dtype=pixels.dtype)
+        target.copy_(pixels)  # outside the GIL, and the page faults of fresh memory with it
+        latents_finite, pixels_finite = (bool(flag) for flag in finite.tolist())
+        flight.collected = True
+        self._flights.remove(flight)
+        self._pool.give_back(flight.buffer)
+        flight.ticket.leave()
+        array = target.numpy()
+        array.flags.writeable = False
+        return Downloaded(array, latents_finite, pixels_finite)
+
+    def _settle(self, handle: object) -> Rendered | None:
+        rendered = _rendered(handle)
+        if rendered is None:
+            return None
+        with self._driver.on("copy"):
+            flags = rendered.finite.cpu()
+        self._driver.give_out(rendered.pixels)
+        return Rendered(rendered.pixels, flags)
+
+    def _buffer(self, nbytes: int) -> torch.Tensor:
+        """Take a slot's memory, after those of abandoned flights that are over came back."""
+        for flight in [one for one in self._flights if one.abandoned and _happened(one.done)]:
+            self._flights.remove(flight)
+            self._pool.give_back(flight.buffer)
+        return self._pool.take(nbytes)
+
+
+class _Never:
+    """The event that never happens."""
+
+    def query(self) -> bool:
+        return False
+
+
+def _rendered(handle: object) -> Rendered | None:
+    if not isinstance(handle, _Made):
+        raise TypeError(f"expected what launch() gave, got {type(handle).__name__}")
+    return handle.rendered
+
+
+def _flight(copy: Copy) -> _Flight:
+    if not isinstance(copy, _Copy):
+        raise TypeError(f"expected what download() gave, got {type(copy).__name__}")
+    return copy.flight
+
+
+def _views(buffer: torch.Tensor, rendered: Rendered) -> tuple[torch.Tensor, torch.Tensor]:
+    """The parts of a slot that pixels and flags go to."""
+    pixels, finite = rendered.pixels, rendered.finite
+    size = pixels.nbytes
+    flags = buffer[size : size + finite.nbytes].view(finite.dtype).view(finite.shape)
+    return buffer[:size].view(pixels.dtype).view(pixels.shape), flags

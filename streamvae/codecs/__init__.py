@@ -1,0 +1,67 @@
+"""An autoencoder's weights with the rules of its family: one file for each way to walk time.
+
+`codec_for` looks an autoencoder's class up in a table of diffusers classes. What a family needs
+beyond `torch.nn.Module` is read from the instance, so diffusers itself is not imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from streamvae._errors import UnknownSourceError
+from streamvae.abc import Codec
+
+from ._by_item import ByItem
+from ._cached import CachedCausal
+from ._halo import Halo
+from ._module import unwrap
+
+__all__ = ["ByItem", "CachedCausal", "Halo", "codec_for", "known_families"]
+
+_FAMILIES: dict[str, Callable[[nn.Module, type], Codec]] = {
+    "AutoencoderKL": ByItem,
+    "AutoencoderKLQwenImage": CachedCausal,
+    "AutoencoderKLWan": CachedCausal,
+    "AutoencoderOobleck": Halo,
+}
+
+
+def known_families() -> tuple[str, ...]:
+    """Class names of diffusers' autoencoders that can be streamed, sorted."""
+    return tuple(sorted(_FAMILIES))
+
+
+def codec_for(vae: object) -> Codec:
+    """Find the codec of an autoencoder.
+
+    Args:
+        vae: An instance of one of diffusers' autoencoder classes or of a subclass, also compiled
+            (``torch.compile``), offloaded or hooked; or a `Codec`, which is passed through.
+
+    Returns:
+        A codec over this very module; nothing is copied, moved or changed.
+
+    Raises:
+        UnknownSourceError: Nobody here knows how to decode with ``vae``.
+        UsageError: The autoencoder replaces the ``decode`` that its family's codec stands for.
+    """
+    module = unwrap(vae)
+    if isinstance(module, nn.Module):
+        for base in type(module).__mro__:
+            # Other projects have classes of the same name (ldm's AutoencoderKL, for one).
+            if base.__name__ in _FAMILIES and base.__module__.partition(".")[0] == "diffusers":
+                return _FAMILIES[base.__name__](module, base)
+    if isinstance(vae, Codec) and not isinstance(vae, type):
+        return vae
+    raise UnknownSourceError(
+        f"expected a codec or an autoencoder of a known family ({', '.join(known_families())}), "
+        f"got {_describe(module)}"
+    )
+
+
+def _describe(source: object) -> str:
+    if isinstance(source, type):
+        return f"the class {source.__name__} itself, not an instance of it"
+    return f"an instance of {type(source).__module__}.{type(source).__qualname__}"

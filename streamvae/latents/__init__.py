@@ -1,0 +1,19 @@
+"""Reading latents: tensors, arrays, files, iterables and pipelines, cut to a codec's chunk plan."""
+
+from ._cut import check_known, cut
+from ._open import LatentsLike, open_latents
+from ._pipelines import autoencoder_of, is_pipeline
+from ._source import Item, LatentSource, Mark, Piece
+
+__all__ = [
+    "Item",
+    "LatentSource",
+    "LatentsLike",
+    "Mark",
+    "Piece",
+    "autoencoder_of",
+    "check_known",
+    "cut",
+    "is_pipeline",
+    "open_latents",
+]

@@ -1,0 +1,64 @@
+"""``.npy``: an array that grows, readable by numpy after every chunk."""
+
+from __future__ import annotations
+
+from streamvae._chunks import HostChunk
+
+from ._file import FileSink
+
+#: Bytes of the header, whatever it says; the longest (a count of 19 digits) takes about 110.
+HEADER = 128
+
+
+class NpyFile(FileSink):
+    """One array of frames (N, H, W, C) or samples (N, C) in numpy's own format.
+
+    uint8 pixels in 0..255 or float32 in [-1, 1]; float32 sound as decoded. The header is right
+    after every chunk: the data go first, then the count, in place, so ``numpy.load`` (also with
+    ``mmap_mode="r"``) of the growing ``.partial`` gives the frames committed so far.
+
+    A commit is two writes that belong together, so they are one call on the sink's thread; by
+    aiofiles they would be two awaits with a place between them to be cancelled at.
+    """
+
+    def put(self, chunk: HostChunk) -> None:
+        """Append a chunk, then count it in."""
+        rows = self.rows(chunk)
+        if self._accepted == 0:
+            self._begin()
+        self._write_at(self.memory(rows), self._end(self._accepted))
+        self._count(self._accepted + len(rows))
+
+    def finish(self) -> None:
+        """Give the file its name. A stream without frames gives an array of length 0."""
+        if self._accepted == 0:
+            self._begin()
+        self._partial.publish()
+
+    def stop(self) -> None:
+        """Cut off what was not counted in."""
+        keep = self._accepted > 0
+        try:
+            if keep:
+                self._file.truncate(self._end(self._accepted))
+        finally:
+            self._partial.release(keep=keep)
+
+    def _begin(self) -> None:
+        self._file = self._partial.begin()
+        self._count(0)
+
+    def _end(self, rows: int) -> int:
+        """Where ``rows`` rows end in the file."""
+        return HEADER + rows * self._row_bytes
+
+    def _count(self, rows: int) -> None:
+        shape, dtype = self._like
+        head = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {(rows, *shape)}, }}"
+        magic = b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little")
+        self._write_at(memoryview(magic + head.ljust(HEADER - 11).encode("latin1") + b"\n"), 0)
+
+    def _write_at(self, left: memoryview, at: int) -> None:
+        self._file.seek(at)
+        while left:
+            left = left[self._file.write(left) :]

@@ -1,0 +1,195 @@
+"""A file under a temporary name beside its own, moved there when it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+from pathlib import Path
+
+from streamvae._errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows: two writers on one target are not noticed, no open file moves
+    _POSIX = False
+else:
+    _POSIX = True
+
+#: What a user can mend by naming another place.
+_BAD_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR}
+
+
+def partial_of(target: Path) -> Path:
+    """The name a file has until it is complete."""
+    return target.with_name(target.name + ".partial")
+
+
+def refuse_existing(target: Path, *, overwrite: bool) -> None:
+    """Raise `UsageError` if ``target`` is there and may not be replaced."""
+    if target.is_dir() and not target.is_symlink():
+        raise UsageError(f"expected a file's name, {target} is a directory")
+    if not overwrite and os.path.lexists(target):
+        raise _exists(target)
+
+
+def move(source: Path, target: Path, *, overwrite: bool) -> None:
+    """Give a file its name, at once and whole.
+
+    Raises:
+        UsageError: ``target`` has appeared meanwhile and may not be replaced.
+    """
+    if overwrite:
+        source.replace(target)
+        return
+    # A rename replaces what is there; only a link, or a file made exclusively, never does.
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise _exists(target) from None
+    except (OSError, NotImplementedError):  # a file system without links
+        _reserve(target)
+        try:
+            source.replace(target)
+        except BaseException:
+            target.unlink()
+            raise
+    else:
+        source.unlink()
+
+
+def _reserve(target: Path) -> None:
+    try:
+        target.touch(exist_ok=False)
+    except FileExistsError:
+        raise _exists(target) from None
+
+
+def _exists(target: Path) -> UsageError:
+    return UsageError(f"{target} exists already; pass overwrite=True to the sink to replace it")
+
+
+class Partial:
+    """The temporary file of one target: locked while in use, untouched until `begin`.
+
+    Args:
+        target: The name it gets from `publish`; absolute.
+        overwrite: Whether a file of that name may be replaced.
+    """
+
+    def __init__(self, target: Path, *, overwrite: bool) -> None:
+        self.target = target
+        self.overwrite = overwrite
+        self.path = partial_of(target)
+        self._file: io.FileIO | None = None
+        self._ours = False
+
+    @property
+    def ours(self) -> bool:
+        """Whether this object made or emptied the file, so may remove it."""
+        return self._ours
+
+    def acquire(self) -> None:
+        """Take the temporary name, without touching what an earlier run left under it.
+
+        Raises:
+            UsageError: The target exists, its directory does not or is not writable, or another
+                sink, here or in another process, is writing to it.
+        """
+        refuse_existing(self.target, overwrite=self.overwrite)
+        try:
+            self._open()
+        except OSError as error:
+            if error.errno not in _BAD_PLACE:
+                raise
+            raise UsageError(
+                f"expected a writable directory {self.target.parent} for {self.path.name}, "
+                f"got: {error.strerror}"
+            ) from error
+        try:  # a writer that has just finished shows only now
+            refuse_existing(self.target, overwrite=self.overwrite)
+        except UsageError:
+            self.release(keep=False)
+            raise
+
+    def begin(self) -> io.FileIO:
+        """Empty the file for its first chunk; positioned at 0."""
+        file = self._open_file
+        self._ours = True
+        file.truncate(0)
+        return file
+
+    def publish(self) -> None:
+        """Give the file its target's name and let go of it; on an error it is still held.
+
+        Raises:
+            UsageError: The target has appeared meanwhile and may not be replaced.
+        """
+        if not _POSIX:
+            self._open_file.close()
+        move(self.path, self.target, overwrite=self.overwrite)
+        self._let_go()
+
+    def release(self, *, keep: bool) -> None:
+        """Let go of the file under its temporary name; idempotent.
+
+        Args:
+            keep: Leave it there. Else it is removed, unless it is an earlier run's, untouched.
+        """
+        if self._file is None:
+            return
+        try:
+            if not keep and self._ours:
+                if not _POSIX:
+                    self._file.close()
+                self.path.unlink(missing_ok=True)
+        finally:
+            self._let_go()
+
+    @property
+    def _open_file(self) -> io.FileIO:
+        if self._file is None:
+            raise RuntimeError(f"{self.path} is not held")
+        return self._file
+
+    def _open(self) -> None:
+        while True:
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+            try:
+                handle, self._ours = os.open(self.path, flags | os.O_EXCL, 0o666), True
+            except FileExistsError:
+                handle, self._ours = os.open(self.path, flags, 0o666), False
+            self._file = io.FileIO(handle, "r+")
+            try:
+                self._lock(handle)
+            except UsageError:
+                self._file.close()
+                self._file = None
+                raise
+            # Between open and lock another writer may have moved or removed this very file.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), self.path.stat()):
+                    return
+            self._let_go()
+
+    def _lock(self, handle: int) -> None:
+        if not _POSIX:
+            return
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another sink is writing to {self.target} now; expected one at a time"
+            ) from None
+        except OSError:
+            return  # a file system without locks
+
+    def _let_go(self) -> None:
+        file, self._file = self._file, None
+        if file is None or file.closed:
+            return
+        with contextlib.suppress(OSError):
+            if _POSIX:  # by hand: a forked child may hold the same open file
+                fcntl.flock(file.fileno(), fcntl.LOCK_UN)
+        file.close()

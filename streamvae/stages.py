@@ -1,0 +1,199 @@
+"""The stages: async generator functions, source first. Each drops its input before it yields.
+
+decode → download → persist, or decode → settle where frames stay on the device.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
+from typing import Literal, TypeVar
+
+import anyio
+import torch
+
+from ._chunks import DeviceChunk, DeviceFrames, HostChunk, LatentChunk
+from ._errors import NonFiniteError, StageTimeout
+from ._events import Event, wait
+from ._pixels import Kind
+from ._recipe import Recipe
+from ._threads import outcome
+from ._turns import Ticket
+from .abc import Backend, Copy, Rendered, Sink
+
+T = TypeVar("T")
+
+logger = logging.getLogger("streamvae")
+
+#: What to do about NaN and infinity.
+NonFinite = Literal["raise", "warn"]
+
+
+async def decode(
+    source: AsyncIterator[LatentChunk],
+    recipe: Recipe,
+    backend: Backend,
+    timeout: float | None = None,
+) -> AsyncGenerator[DeviceChunk, None]:
+    """Launch each chunk on the device, at most two ahead of it; never wait for its result."""
+    index = 0
+    async for chunk in source:
+        work = functools.partial(recipe.decode, chunk.pieces)
+        arrived, pieces = chunk.arrived, chunk.pieces
+        del chunk
+        launched = await _launch(backend, work, index, timeout, arrived, pieces)
+        del work, pieces, arrived
+        yield launched
+        del launched
+        index += 1
+    for _ in range(recipe.codec.drains(recipe.latents)):
+        launched = await _launch(backend, recipe.drain, index, timeout)
+        yield launched
+        del launched
+        index += 1
+
+
+async def _launch(
+    backend: Backend,
+    work: Callable[[], Rendered | None],
+    index: int,
+    timeout: float | None,
+    after: tuple[Event, ...] = (),
+    hold: tuple[torch.Tensor, ...] = (),
+) -> DeviceChunk:
+    turn = backend.turn()
+    await _pass(turn, backend, "decode", index, timeout)
+    future = backend.launch(work, turn, after=after, hold=hold)
+    handle, ready = await _result(future, turn, "decode", index, timeout)
+    return DeviceChunk(index, handle, ready)
+
+
+async def _pass(
+    ticket: Ticket, backend: Backend, stage: str, index: int, timeout: float | None
+) -> None:
+    """Wait for one's turn; give the place up if the wait is broken off."""
+    try:
+        await wait(ticket, backend.device, stage=stage, chunk=index, timeout=timeout)
+    except BaseException:
+        ticket.leave()
+        raise
+
+
+async def _result(
+    future: Future[T], ticket: Ticket | None, stage: str, index: int, timeout: float | None
+) -> T:
+    """Await a call of the device's threads that owns ``ticket`` once it has begun."""
+    try:
+        with anyio.move_on_after(timeout):
+            return await outcome(future)
+        raise StageTimeout(stage, index, timeout or 0.0)
+    except BaseException:
+        # A call withdrawn before it began cannot give the ticket back; one that has begun does.
+        if future.cancel() and ticket is not None:
+            ticket.leave()
+        raise
+
+
+async def download(
+    source: AsyncIterator[DeviceChunk],
+    backend: Backend,
+    kind: Kind,
+    nonfinite: NonFinite = "raise",
+    timeout: float | None = None,
+) -> AsyncGenerator[HostChunk, None]:
+    """Copy each chunk to the host as soon as the device has made it."""
+    start = 0
+    async for chunk in source:
+        index = chunk.index
+        copy = await _copy(chunk, backend, timeout)
+        del chunk
+        if copy is None:
+            continue
+        await wait(copy.done, backend.device, stage="download", chunk=index, timeout=timeout)
+        arrived = await _result(backend.collect(copy), None, "download", index, timeout)
+        del copy
+        check_finite(index, nonfinite, arrived.latents_finite, arrived.pixels_finite)
+        host = HostChunk(index, start, kind, arrived.pixels)
+        del arrived
+        start += len(host)
+        yield host
+        del host
+
+
+async def _copy(chunk: DeviceChunk, backend: Backend, timeout: float | None) -> Copy | None:
+    slot = backend.slot()
+    await _pass(slot, backend, "download", chunk.index, timeout)
+    future = backend.download(chunk.data, chunk.ready, slot)
+    return await _result(future, slot, "download", chunk.index, timeout)
+
+
+async def settle(
+    source: AsyncIterator[DeviceChunk],
+    backend: Backend,
+    kind: Kind,
+    nonfinite: NonFinite = "raise",
+    timeout: float | None = None,
+) -> AsyncGenerator[DeviceFrames, None]:
+    """Leave each chunk on the device and pass it on once the device has made it."""
+    start = 0
+    async for chunk in source:
+        index = chunk.index
+        await wait(chunk.ready, backend.device, stage="settle", chunk=index, timeout=timeout)
+        rendered = await outcome(backend.settle(chunk.data))
+        del chunk
+        if rendered is None:
+            continue
+        # Reading flags is a device wait, however short: not on the loop.
+        latents_finite, pixels_finite = await outcome(backend.run(rendered.finite.tolist))
+        check_finite(index, nonfinite, latents_finite, pixels_finite)
+        frames = DeviceFrames(index, start, kind, rendered.pixels)
+        del rendered
+        start += len(frames)
+        yield frames
+        del frames
+
+
+async def persist(
+    source: AsyncIterator[HostChunk], sinks: Sequence[Sink]
+) -> AsyncGenerator[HostChunk, None]:
+    """Have every sink accept each chunk, side by side, before it is passed on."""
+    async for chunk in source:
+        await _accept(chunk, sinks)
+        yield chunk
+        del chunk
+
+
+async def _accept(chunk: HostChunk, sinks: Sequence[Sink]) -> None:
+    errors: list[Exception] = []
+
+    async def write(sink: Sink) -> None:
+        try:
+            await sink.write(chunk)
+        except Exception as error:  # noqa: BLE001  # the other sinks still get this chunk
+            error.add_note(f"While sink {sink.name} took chunk {chunk.index}.")
+            errors.append(error)
+
+    if len(sinks) == 1:
+        await write(sinks[0])
+    elif sinks:
+        async with anyio.create_task_group() as group:
+            for sink in sinks:
+                group.start_soon(write, sink)
+    if errors:
+        raise errors[0]
+
+
+def check_finite(index: int, nonfinite: NonFinite, latents: bool, pixels: bool) -> None:
+    """Act on the two flags that travelled with chunk ``index``.
+
+    Raises:
+        NonFiniteError: A flag is down and ``nonfinite`` is ``"raise"``.
+    """
+    if latents and pixels:
+        return
+    error = NonFiniteError("pixels" if latents else "latents", index)
+    if nonfinite == "raise":
+        raise error
+    logger.warning("%s", error)

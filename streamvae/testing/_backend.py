@@ -1,0 +1,123 @@
+"""FakeBackend: the real bookkeeping of a device with streams, over a fake device."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import weakref
+from collections.abc import Callable
+
+from streamvae._events import Event
+from streamvae._turns import Ticket
+from streamvae.abc import Copy, Downloaded, Rendered
+from streamvae.backends._streamed import MAX_PINNED_BYTES, StreamedBackend, _Copy
+
+from ._device import FakeDevice, ManualEvent, poison
+
+
+class FakeBackend(StreamedBackend):
+    """A backend whose device you command: how long it takes, or when exactly it is done.
+
+    It runs the code that CUDA runs, so breaking that code shows here: memory is poisoned until its
+    event has happened and after it was given back, and everything alive is counted.
+
+    Args:
+        decode: Seconds that a chunk takes on the device, in the clock of the running loop.
+        download: Seconds that a copy takes.
+        manual: Let each launch and copy end only when you set its event: ``launches[i]``,
+            ``copies[i]``.
+        pinned: Whether page-locked memory is to be had.
+        max_pinned_bytes: As for any backend.
+    """
+
+    def __init__(
+        self,
+        *,
+        decode: float = 0.0,
+        download: float = 0.0,
+        manual: bool = False,
+        pinned: bool = True,
+        max_pinned_bytes: int = MAX_PINNED_BYTES,
+    ) -> None:
+        self.fake = FakeDevice(
+            compute=decode, copy=download, manual=manual, clock=_clock(), pinned=pinned
+        )
+        super().__init__(self.fake, max_pinned_bytes)
+        self.device_chunks = Census()
+        self.host_chunks = Census()
+
+    @property
+    def launches(self) -> list[ManualEvent]:
+        """One event for each launch so far (``manual=True``)."""
+        return self.fake.launches
+
+    @property
+    def copies(self) -> list[ManualEvent]:
+        """One event for each copy so far (``manual=True``)."""
+        return self.fake.copies
+
+    @property
+    def unfinished(self) -> int:
+        """Chunks launched and not finished."""
+        return self._turns.inside
+
+    @property
+    def copying(self) -> int:
+        """Slots in use."""
+        return self._slots.inside
+
+    def give(self, latents: object) -> ManualEvent:
+        """See `FakeDevice.give`."""
+        import torch
+
+        if not isinstance(latents, torch.Tensor):
+            raise TypeError(f"expected a tensor, got {type(latents).__name__}")
+        return self.fake.give(latents)
+
+    def _launch(
+        self,
+        work: Callable[[], Rendered | None],
+        turn: Ticket,
+        after: tuple[Event, ...],
+        hold: tuple[object, ...],
+    ) -> tuple[object, Event]:
+        def watched() -> Rendered | None:
+            rendered = work()
+            if rendered is not None:
+                self.device_chunks.add(rendered.pixels)
+            return rendered
+
+        return super()._launch(watched, turn, after, hold)
+
+    def _collect(self, copy: Copy) -> Downloaded:
+        downloaded = super()._collect(copy)
+        if isinstance(copy, _Copy):
+            poison(copy.flight.buffer)  # given back: whoever still looks must notice
+        self.host_chunks.add(downloaded.pixels)
+        return downloaded
+
+
+class Census:
+    """Counts objects that are alive, and the most there ever were."""
+
+    def __init__(self) -> None:
+        self.alive = 0
+        self.peak = 0
+        self.total = 0
+
+    def add(self, thing: object) -> None:
+        """Count ``thing`` until it is collected."""
+        self.alive += 1
+        self.total += 1
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(thing, self._gone)
+
+    def _gone(self) -> None:
+        self.alive -= 1
+
+
+def _clock() -> Callable[[], float]:
+    try:
+        return asyncio.get_running_loop().time
+    except RuntimeError:
+        return time.monotonic

@@ -1,0 +1,232 @@
+"""A fake device with two streams over CPU memory, behind the driver that CUDA is behind.
+
+Work is computed when it is launched, with the values it *would* see on a device that keeps its
+streams in order, and its results stay hidden until their event has happened. Whoever reads too
+early, reuses a buffer too early or lets go of a source too early gets `POISON`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from streamvae._events import Event
+from streamvae.backends._streamed import Stream
+
+#: What hidden and released memory is filled with, each byte.
+POISON = 0xDB
+
+
+class ManualEvent:
+    """An event that happens when you say so."""
+
+    def __init__(self) -> None:
+        self._happened = False
+        self._error: Exception | None = None
+
+    def query(self) -> bool:
+        """Whether `set` was called. Raises what `fail` was given."""
+        if self._error is not None:
+            raise self._error
+        return self._happened
+
+    def set(self) -> None:
+        """Let it happen."""
+        self._happened = True
+
+    def fail(self, error: Exception) -> None:
+        """Let the device report ``error`` from now on."""
+        self._error = error
+
+
+@dataclass(eq=False)
+class FakeEvent:
+    """An event recorded on a stream of a `FakeDevice`: the end of one piece of work."""
+
+    device: FakeDevice
+    after: tuple[Event, ...]
+    seconds: float
+    submitted: float
+    gate: ManualEvent | None
+    hidden: list[_Hidden] = field(default_factory=list)
+    sources: tuple[weakref.ref[object], ...] = ()
+    finished: float | None = None
+
+    def query(self) -> bool:
+        """Whether the stream has come this far."""
+        with self.device.lock:
+            return self._advance()
+
+    def _advance(self) -> bool:
+        if self.finished is not None:
+            return True
+        if not all(event.query() for event in self.after):
+            return False
+        if self.gate is not None and not self.gate.query():
+            return False
+        began = max(
+            [self.submitted]
+            + [event.finished or 0.0 for event in self.after if isinstance(event, FakeEvent)]
+        )
+        if self.device.clock() < began + self.seconds:
+            return False
+        self.finished = began + self.seconds
+        lost = any(source() is None for source in self.sources)
+        for hidden in self.hidden:
+            hidden.show(poisoned=lost)
+        self.after = ()
+        return True
+
+
+@dataclass(eq=False)
+class _Hidden:
+    """A tensor whose content is not there yet."""
+
+    tensor: torch.Tensor
+    content: torch.Tensor
+
+    def show(self, *, poisoned: bool) -> None:
+        if poisoned:
+            poison(self.tensor)
+        else:
+            self.tensor.copy_(self.content)
+
+
+def poison(tensor: torch.Tensor) -> None:
+    """Fill ``tensor`` with `POISON` bytes (bools with false)."""
+    if tensor.dtype is torch.bool:
+        tensor.fill_(False)
+    else:
+        tensor.view(torch.uint8).fill_(POISON)
+
+
+class FakeDevice:
+    """A driver (`streamvae.backends`) that simulates a device in order, in time and in memory.
+
+    Args:
+        compute: Seconds that a launch takes on the device.
+        copy: Seconds that a copy takes on the device.
+        manual: Give every piece of work a `ManualEvent` of its own, in ``launches`` and
+            ``copies``, and let it end only when that is set.
+        clock: Seconds.
+        pinned: Whether page-locked memory is to be had.
+    """
+
+    def __init__(
+        self,
+        *,
+        compute: float,
+        copy: float,
+        manual: bool,
+        clock: Callable[[], float],
+        pinned: bool,
+    ) -> None:
+        self.device = torch.device("cpu")
+        self.clock = clock
+        self.lock = threading.RLock()
+        self.launches: list[ManualEvent] = []
+        self.copies: list[ManualEvent] = []
+        self._manual = manual
+        self._pinned = pinned
+        self._seconds: dict[Stream, float] = {"compute": compute, "copy": copy}
+        self._last: dict[Stream, FakeEvent | None] = {"compute": None, "copy": None}
+        self._waits: dict[Stream, list[Event]] = {"compute": [], "copy": []}
+        self._revealed: dict[int, list[tuple[Event, _Hidden]]] = {}
+        self._given: dict[int, tuple[weakref.ref[torch.Tensor], _Given]] = {}
+
+    @contextlib.contextmanager
+    def on(self, stream: Stream) -> Iterator[None]:
+        """See the driver. What the stream waits for is visible inside, and only there."""
+        del stream
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            with self.lock:
+                for event, hidden in self._revealed.pop(threading.get_ident(), []):
+                    if not event.query():
+                        poison(hidden.tensor)
+
+    def wait(self, stream: Stream, event: Event) -> None:
+        """See the driver."""
+        with self.lock:
+            self._waits[stream].append(event)
+            if not event.query():
+                revealed = self._revealed.setdefault(threading.get_ident(), [])
+                for hidden in getattr(event, "hidden", []):
+                    hidden.show(poisoned=False)
+                    revealed.append((event, hidden))
+
+    def record(
+        self,
+        stream: Stream,
+        *,
+        made: tuple[torch.Tensor, ...] = (),
+        read: tuple[object, ...] = (),
+    ) -> Event:
+        """See the driver. Hides ``made`` until the event; ``read`` must live until then."""
+        gate = None
+        if self._manual:
+            gate = ManualEvent()
+            (self.launches if stream == "compute" else self.copies).append(gate)
+        with self.lock:
+            last = self._last[stream]
+            after = (*self._waits[stream], *([] if last is None else [last]))
+            self._waits[stream] = []
+            event = FakeEvent(
+                self, after, self._seconds[stream], self.clock(), gate, *self._watch(made, read)
+            )
+            self._last[stream] = event
+            event.query()
+        return event
+
+    def _watch(
+        self, made: tuple[torch.Tensor, ...], read: tuple[object, ...]
+    ) -> tuple[list[_Hidden], tuple[weakref.ref[object], ...]]:
+        hidden = [_Hidden(tensor, tensor.clone()) for tensor in made]
+        for tensor in made:
+            poison(tensor)
+        return hidden, tuple(weakref.ref(thing) for thing in read)
+
+    def copy(self, source: torch.Tensor, into: torch.Tensor) -> None:
+        """See the driver."""
+        into.copy_(source)
+
+    def mark(self, latents: torch.Tensor) -> Event | None:
+        """The event of latents that were given with `give`."""
+        entry = self._given.get(latents.data_ptr())
+        return None if entry is None or entry[0]() is None else entry[1]
+
+    def pinned(self, nbytes: int) -> torch.Tensor:
+        """See the driver."""
+        if not self._pinned:
+            raise RuntimeError("out of pinned memory (the fake device was told so)")
+        return torch.empty(nbytes, dtype=torch.uint8)
+
+    def give_out(self, tensor: torch.Tensor) -> None:
+        """See the driver."""
+
+    def give(self, latents: torch.Tensor) -> ManualEvent:
+        """Make ``latents`` something the giver's device is still writing, until the event is set."""
+        event = _Given(self.lock, [_Hidden(latents, latents.clone())])
+        poison(latents)
+        self._given[latents.data_ptr()] = (weakref.ref(latents), event)
+        return event
+
+
+class _Given(ManualEvent):
+    def __init__(self, lock: threading.RLock, hidden: list[_Hidden]) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self._lock = lock
+
+    def set(self) -> None:
+        with self._lock:
+            for hidden in self.hidden:
+                hidden.show(poisoned=False)
+            super().set()

@@ -1,0 +1,72 @@
+"""An event loop whose clock is virtual: sleeping takes no time, and it stands while a thread works."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
+from typing import Any, TypeVar, TypeVarTuple, Unpack
+
+from streamvae._threads import calls_running, counted
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """A loop that jumps to the next timer instead of sleeping.
+
+    While a worker thread of streamvae, or a call given to ``run_in_executor``, is working, the
+    clock stands: threads live in real time. ``jumps`` lists the sleeps that took no time.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self.jumps: list[float] = []
+        super().__init__(_JumpingSelector(self._jump))
+
+    def time(self) -> float:
+        """Seconds of virtual time since the loop was made."""
+        return self._now
+
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]
+    ) -> asyncio.Future[T]:
+        """As ever, but the clock stands until the call has ended."""
+        return super().run_in_executor(executor, counted(func), *args)
+
+    def _jump(self, seconds: float) -> None:
+        self._now += seconds
+        self.jumps.append(seconds)
+
+
+class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+    def __init__(self, jump: Callable[[float], None]) -> None:
+        super().__init__()
+        self._jump = jump
+
+    def select(
+        self, timeout: float | None = None
+    ) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if ready or (timeout is not None and timeout <= 0):
+            return ready
+        while calls_running():
+            # A call that ends wakes the loop before it stops counting, so nothing is missed.
+            ready = super().select(0.01)
+            if ready:
+                return ready
+        ready = super().select(0)
+        if ready:
+            return ready
+        if timeout is None:
+            return super().select(None)
+        self._jump(timeout)
+        return []
+
+
+def run_virtual(main: Coroutine[Any, Any, T]) -> T:
+    """Run ``main`` to its end on a fresh `VirtualLoop`, as ``asyncio.run`` does."""
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(main)

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from streamvae._errors import ClosedError, LatentsError, UsageError
+from streamvae.abc import ChunkPlan
+from streamvae.codecs import codec_for
+from tests import tiny
+from tests.codecs.walk import noise, walk, whole
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("quant", [True, False])
+def test_equals_sliced_decode(dtype, quant):
+    """Pictures equal vae.decode with slicing on, bit for bit, whether or not it is on."""
+    vae = tiny.kl(use_quant_conv=quant, use_post_quant_conv=quant).to(dtype)
+    codec = codec_for(vae)
+    latents = noise(3, 4, 5, 7, dtype=dtype)
+    streamed = walk(codec, latents)
+    vae.enable_slicing()
+    expected = whole(vae, latents)
+
+    assert torch.equal(streamed, expected)
+    assert torch.equal(walk(codec, latents), expected)
+    assert codec.frames(3) == len(expected)
+    assert codec.picture((3, 4, 5, 7)) == tuple(expected.shape[2:])
+
+
+@pytest.mark.parametrize(("tile", "pixels"), [(8, 16), (7, 14), (6, 13)])
+@pytest.mark.parametrize("size", [(5, 7), (9, 20), (17, 6)])
+def test_tiling(tile, pixels, size):
+    """With tiling on, pictures equal vae.decode's, and their size is foretold for any tile."""
+    vae = tiny.kl()
+    vae.enable_tiling()
+    vae.tile_latent_min_size, vae.tile_sample_min_size = tile, pixels
+    codec = codec_for(vae)
+    latents = noise(1, 4, *size)
+    expected = whole(vae, latents)
+
+    assert torch.equal(walk(codec, latents), expected)
+    assert codec.picture(tuple(latents.shape)) == tuple(expected.shape[2:])
+
+
+def test_several_items():
+    """Several items a chunk, for fast mode, differ from one at a time by rounding alone."""
+    vae = tiny.kl()
+    codec = codec_for(vae)
+    latents = noise(5, 4, 5, 7)
+
+    streamed = walk(codec, latents, 2, mode="fast")
+
+    torch.testing.assert_close(streamed, walk(codec, latents), rtol=0, atol=1e-5)
+
+
+def test_plan():
+    """Exact mode takes one item at a time and says why."""
+    codec = codec_for(tiny.kl())
+
+    assert codec.plan(None, "exact") == codec.plan(1, "exact") == ChunkPlan(1, 1)
+    assert codec.plan(3, "fast") == ChunkPlan(3, 3)
+    with pytest.raises(UsageError, match=r"rounding.*got 3; pass mode='fast'"):
+        codec.plan(3, "exact")
+    with pytest.raises(UsageError, match="at least 1, got -1"):
+        codec.plan(-1, "exact")
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 7), (1, 16, 5, 7), (1, 4, 0, 7), (1, 4, 1, 5, 7)])
+def test_check(shape):
+    """Latents of another rank, with other channels or empty ones are refused by name."""
+    codec = codec_for(tiny.kl())
+    codec.check((2, 4, 5, 7))
+
+    with pytest.raises(LatentsError, match=r"\(B, C, H, W\) with C = 4.*got shape"):
+        codec.check(shape)
+
+
+@torch.no_grad()
+def test_close():
+    """A closed decoder decodes no more, has nothing left, and may be closed again."""
+    decoder = codec_for(tiny.kl()).decoder()
+    decoder.decode(noise(1, 4, 2, 2))
+
+    assert decoder.drain() is None
+    decoder.close()
+    decoder.close()
+
+    with pytest.raises(ClosedError):
+        decoder.decode(noise(1, 4, 2, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_denormalize(dtype):
+    """Latents are denormalised by the formulas of the SD, SDXL, SD3 and Flux pipelines."""
+    latents = noise(2, 4, 3, 3, dtype=dtype)
+    mean, std = [0.1, -0.2, 0.3, 0.4], [1.5, 2.0, 0.5, 3.0]
+    by_statistics = tiny.kl(scaling_factor=0.13, latents_mean=mean, latents_std=std)
+    m, s = (torch.tensor(values).view(1, 4, 1, 1).to(dtype) for values in (mean, std))
+
+    plain = codec_for(tiny.kl(scaling_factor=0.18215)).denormalize(latents)
+    shifted = codec_for(tiny.kl(scaling_factor=0.36, shift_factor=0.11)).denormalize(latents)
+
+    assert torch.equal(plain, latents / 0.18215)
+    assert torch.equal(shifted, (latents / 0.36) + 0.11)
+    assert torch.equal(codec_for(by_statistics).denormalize(latents), latents * s / 0.13 + m)
+
+
+def test_denormalize_needs_a_scale():
+    """Without a scaling factor there is nothing to denormalise by, and it says so."""
+    with pytest.raises(UsageError, match="expected scaling_factor"):
+        codec_for(tiny.kl(scaling_factor=None)).denormalize(noise(1, 4, 2, 2))

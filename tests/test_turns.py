@@ -1,0 +1,142 @@
+"""Turns on a device: fair, limited, and never lost."""
+
+import gc
+import random
+import threading
+
+from streamvae._turns import Ticket, Turnstile
+from streamvae.testing import ManualEvent
+
+
+def test_first_come_first_served() -> None:
+    """Places are given in the order of asking, whoever looks first."""
+    turnstile = Turnstile(1)
+    tickets = [turnstile.take() for _ in range(5)]
+    for served, ticket in enumerate(tickets):
+        assert [later.query() for later in reversed(tickets[served:])][-1]
+        assert not any(later.query() for later in tickets[served + 1 :])
+        ticket.leave()
+
+
+def test_no_more_than_the_limit() -> None:
+    """So many are inside at a time, and no more."""
+    turnstile = Turnstile(3)
+    tickets = [turnstile.take() for _ in range(7)]
+    assert [ticket.query() for ticket in tickets] == [True] * 3 + [False] * 4
+    assert turnstile.inside == 3
+    tickets[1].leave()
+    assert [ticket.query() for ticket in tickets[3:]] == [True, False, False, False]
+
+
+def test_a_turn_once_given_stays_given() -> None:
+    """A ticket that is through stays through until it leaves."""
+    turnstile = Turnstile(1)
+    first, second = turnstile.take(), turnstile.take()
+    assert first.query()
+    assert not second.query()
+    assert first.query()
+
+
+def test_leaving_behind_an_event() -> None:
+    """A place left behind an event is free when that has happened, without anybody's help."""
+    turnstile = Turnstile(1)
+    first, second = turnstile.take(), turnstile.take()
+    assert first.query()
+    event = ManualEvent()
+    first.leave(after=event)
+    assert not second.query()
+    assert turnstile.inside == 1
+    event.set()
+    assert second.query()
+
+
+def test_a_place_behind_an_event_that_fails_is_given_back() -> None:
+    """A device that reports an error blocks nobody else's turn, nor raises it there."""
+    turnstile = Turnstile(1)
+    first, second = turnstile.take(), turnstile.take()
+    assert first.query()
+    event = ManualEvent()
+    first.leave(after=event)
+    event.fail(RuntimeError("device lost"))
+    assert second.query()
+
+
+def test_leaving_twice_counts_once() -> None:
+    """Giving a place back is idempotent, whichever way."""
+    turnstile = Turnstile(1)
+    first, second, third = (turnstile.take() for _ in range(3))
+    assert first.query()
+    first.leave()
+    first.leave(after=ManualEvent())
+    assert second.query()
+    first.leave()
+    assert not third.query()
+
+
+def test_a_dropped_ticket_blocks_nobody() -> None:
+    """One that is thrown away, waiting or inside, gives its place up."""
+    turnstile = Turnstile(1)
+    inside, waiting, last = turnstile.take(), turnstile.take(), turnstile.take()
+    assert inside.query()
+    del waiting
+    assert not last.query()
+    del inside
+    gc.collect()
+    assert last.query()
+    assert turnstile.inside == 1
+
+
+def test_one_that_left_while_waiting_is_passed_over() -> None:
+    """Whoever gives up before the turn came is not given it."""
+    turnstile = Turnstile(1)
+    inside, tired, last = turnstile.take(), turnstile.take(), turnstile.take()
+    assert inside.query()
+    tired.leave()
+    inside.leave()
+    assert last.query()
+    assert not tired.query()
+
+
+def test_thousands_of_tickets_from_several_threads() -> None:
+    """However threads ask, leave late or forget, the limit holds and nobody starves."""
+    limit, per_thread = 2, 3000
+    turnstile = Turnstile(limit)
+    together = threading.Barrier(4)
+    lock = threading.Lock()
+    inside: set[Ticket] = set()
+    most: list[int] = []
+    served: list[int] = []
+
+    def enter(ticket: Ticket) -> None:
+        while not ticket.query():
+            pass
+        with lock:
+            inside.add(ticket)
+            most.append(len(inside))
+
+    def leave(ticket: Ticket, event: ManualEvent | None) -> None:
+        with lock:
+            inside.discard(ticket)
+        ticket.leave(after=event)
+        if event is not None:
+            event.set()
+
+    def many(seed: int) -> None:
+        dice = random.Random(seed)
+        together.wait(60)
+        for _ in range(per_thread):
+            ticket = turnstile.take()
+            if dice.random() < 0.2:
+                continue  # dropped, maybe in the middle of the queue
+            enter(ticket)
+            leave(ticket, ManualEvent() if dice.random() < 0.5 else None)
+        served.append(seed)
+
+    threads = [threading.Thread(target=many, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(served) == [0, 1, 2, 3]
+    assert max(most) <= limit
+    assert turnstile.inside == 0
