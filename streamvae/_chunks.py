@@ -40,7 +40,7 @@ class LatentChunk:
 
 @dataclass(frozen=True, slots=True)
 class DeviceChunk:
-    """A chunk the device is still making. Produced by `stages.decode`, consumed by `stages.download`.
+    """A chunk the device still makes. Produced by `stages.decode`, consumed by `stages.download`.
 
     Attributes:
         index: Its number in the stream, from 0.
@@ -55,7 +55,7 @@ class DeviceChunk:
 
 @dataclass(frozen=True, slots=True)
 class HostChunk:
-    """A chunk in host memory of its own. Produced by `stages.download`, consumed by `stages.persist`.
+    """A chunk in its own memory. Produced by `stages.download`, consumed by `stages.persist`.
 
     Attributes:
         index: Its number in the stream, from 0.

@@ -31,7 +31,7 @@ class NonFiniteError(LatentsError):
     """Raised when latents or decoded pixels hold NaN or infinity.
 
     Attributes:
-        where: ``"latents"`` when the input was already bad, ``"pixels"`` when the decoder made it so.
+        where: ``"latents"`` if the input was bad already, ``"pixels"`` if the decoder made it so.
         chunk: Index of the first bad chunk; every chunk before it was delivered.
     """
 
@@ -44,7 +44,7 @@ class NonFiniteError(LatentsError):
         cause = (
             "the latents already hold it"
             if self.where == "latents"
-            else "the latents are finite, so the decoder overflowed (float16 VAEs do; try bfloat16)"
+            else "the latents are finite: the decoder overflowed (in float16? try bfloat16)"
         )
         return (
             f"expected finite values, got NaN or infinity in chunk {self.chunk}: {cause}. "
@@ -68,7 +68,9 @@ class StageTimeout(StreamVAEError, TimeoutError):
         self.seconds = seconds
 
     def __str__(self) -> str:
-        return f"stage {self.stage!r} waited {self.seconds:g} s for chunk {self.chunk} on the device"
+        return (
+            f"stage {self.stage!r} waited {self.seconds:g} s for chunk {self.chunk} on the device"
+        )
 
 
 class SinkTimeout(StreamVAEError, TimeoutError):

@@ -115,5 +115,3 @@ async def wait(
     """
     if not await poller_for(device).wait(event, timeout):
         raise StageTimeout(stage, chunk, timeout or 0.0)
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, Protocol, TypedDict, get_args, runtime_checkable
 
 import torch
 
@@ -33,6 +33,24 @@ class ProgressBar(Protocol):
 
 #: True for a tqdm bar, a bar of one's own, or a callable that gets (frames done, frames in all).
 Progress = bool | ProgressBar | Callable[[int, int | None], object]
+
+
+class StreamOptions(TypedDict, total=False):
+    """The options of `streamvae.stream_decode` but ``sinks``; see there."""
+
+    fps: float | None
+    normalized: bool
+    mode: Mode
+    latents_per_chunk: int | None
+    output: Output
+    transform: Transform | None
+    device: str | int | torch.device | None
+    queue_size: int
+    progress: Progress
+    timeout: float | None
+    sink_timeout: float
+    nonfinite: NonFinite
+    backend: Backend | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +134,6 @@ def _positive(name: str, value: float | None) -> None:
         raise UsageError(f"expected {name} to be positive, got {value!r}")
 
 
-def _count(name: str, value: int | None) -> None:
-    if value is not None and (not isinstance(value, int) or value < 1):
+def _count(name: str, value: object) -> None:
+    if value is not None and not (isinstance(value, int) and value >= 1):
         raise UsageError(f"expected {name} to be a whole number from 1, got {value!r}")

@@ -47,12 +47,16 @@ class Pipeline:
         name: str,
         stage: Callable[[AsyncIterator[A]], AsyncGenerator[B, None]],
         upstream: AsyncIterable[A],
+        passed: Callable[[B], None] | None = None,
     ) -> MemoryObjectReceiveStream[B]:
-        """Put ``stage`` behind ``upstream`` and return the queue of what it gives. Starts nothing."""
+        """Put ``stage`` behind ``upstream`` and return the queue of what it gives. Starts nothing.
+
+        ``passed`` is called with everything the stage gives, before it is queued.
+        """
         send, receive = anyio.create_memory_object_stream[B](self._queue_size)
         before = next((worker for worker in self._workers if worker.receive is upstream), None)
         inlet = _Inlet(upstream, StageTimes(name), self._clock)
-        self._workers.append(_Worker(stage, inlet, send, receive, before))
+        self._workers.append(_Worker(stage, inlet, send, receive, before=before, passed=passed))
         return receive
 
     async def run(self) -> None:
@@ -130,7 +134,9 @@ class _Worker(Generic[A, B]):
         inlet: _Inlet[A],
         send: MemoryObjectSendStream[B],
         receive: MemoryObjectReceiveStream[B],
+        *,
         before: _Worker[Any, A] | None,
+        passed: Callable[[B], None] | None,
     ) -> None:
         self.stage = stage
         self.inlet = inlet
@@ -138,6 +144,7 @@ class _Worker(Generic[A, B]):
         self.send = send
         self.receive = receive
         self.before = before
+        self.passed = passed
         self.scope = anyio.CancelScope()
 
     async def run(self, clock: Callable[[], float]) -> None:
@@ -146,6 +153,8 @@ class _Worker(Generic[A, B]):
         try:
             async with contextlib.aclosing(self.stage(self.inlet)) as items:
                 async for item in items:
+                    if self.passed is not None:
+                        self.passed(item)
                     sending = clock()
                     try:
                         await self.send.send(item)

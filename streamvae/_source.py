@@ -14,9 +14,7 @@ from .models import default_vae
 from .models._load import load_autoencoder
 
 
-def resolve(
-    source: object, *, normalized: bool, device: torch.device | None
-) -> tuple[Codec, bool]:
+def resolve(source: object, *, normalized: bool, device: torch.device | None) -> tuple[Codec, bool]:
     """The codec of ``source``, and whether latents come in the diffusion model's space.
 
     Runs off the loop: it may load weights.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def stream_decode(  # noqa: PLR0913  # each is one plain choice of the user
+def stream_decode(
     latents: LatentsLike,
     source: object = None,
     *,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
-from typing import TypeVar
+from functools import partial
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream
@@ -30,7 +29,6 @@ from .latents import LatentSource, cut
 logger = logging.getLogger("streamvae")
 
 Chunk = HostChunk | DeviceFrames
-C = TypeVar("C", HostChunk, DeviceFrames)
 
 
 class Supervisor:
@@ -176,39 +174,35 @@ class Supervisor:
     def _connect(
         self, chunks: AsyncIterator[LatentChunk], recipe: Recipe, backend: Backend
     ) -> None:
-        """Wire the stages; the last one also keeps the books."""
+        """Wire the stages; what the last one gives is counted."""
         options, connect = self._options, self.pipeline.connect
-        decode = functools.partial(
-            stages.decode, recipe=recipe, backend=backend, timeout=options.timeout
-        )
+        decode = partial(stages.decode, recipe=recipe, backend=backend, timeout=options.timeout)
         on_device = connect("decode", decode, chunks)
-        bring = functools.partial(
-            stages.settle if options.output == "device" else stages.download,
-            backend=backend,
-            kind=recipe.codec.kind,
-            nonfinite=options.nonfinite,
-            timeout=options.timeout,
-        )
         if options.output == "device":
-            self.outlet = connect("settle", self._counting(bring), on_device)
+            settle = partial(
+                stages.settle,
+                backend=backend,
+                kind=recipe.codec.kind,
+                nonfinite=options.nonfinite,
+                timeout=options.timeout,
+            )
+            self.outlet = connect("settle", settle, on_device, self._passed)
         else:
-            persist = functools.partial(stages.persist, sinks=options.sinks)
-            on_host = connect("download", bring, on_device)
-            self.outlet = connect("persist", self._counting(persist), on_host)
+            download = partial(
+                stages.download,
+                backend=backend,
+                kind=recipe.codec.kind,
+                nonfinite=options.nonfinite,
+                timeout=options.timeout,
+            )
+            on_host = connect("download", download, on_device)
+            persist = partial(stages.persist, sinks=options.sinks)
+            self.outlet = connect("persist", persist, on_host, self._passed)
         self.book.stages = self.pipeline.times
 
-    def _counting(
-        self, stage: Callable[[AsyncIterator[object]], AsyncGenerator[C, None]]
-    ) -> Callable[[AsyncIterator[object]], AsyncGenerator[C, None]]:
-        async def counted(source: AsyncIterator[object]) -> AsyncGenerator[C, None]:
-            async with contextlib.aclosing(stage(source)) as chunks:
-                async for chunk in chunks:
-                    self.book.passed(len(chunk), self._clock())
-                    self._reporter.advance(len(chunk), self.info)
-                    yield chunk
-                    del chunk
-
-        return counted
+    def _passed(self, chunk: Chunk) -> None:
+        self.book.passed(len(chunk), self._clock())
+        self._reporter.advance(len(chunk), self.info)
 
     def _check_count(self, recipe: Recipe) -> None:
         expected = recipe.codec.frames(recipe.latents)

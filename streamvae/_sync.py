@@ -7,14 +7,14 @@ is running already, as in Jupyter.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from ._chunks import Array, Frame
 from ._errors import UsageError
-from ._options import SinkLike, sinks_of
+from ._options import SinkLike, StreamOptions, sinks_of
 from ._stats import StreamStats
 from ._stream import FrameStream, stream_decode
 from .latents import LatentsLike
@@ -29,7 +29,7 @@ def save(
     latents: LatentsLike,
     source: object = None,
     sinks: SinkLike | Iterable[SinkLike] = (),
-    **options: Any,
+    **options: Unpack[StreamOptions],
 ) -> StreamStats:
     """Decode into one or several files (or sinks) and return what each stage did.
 
@@ -43,7 +43,8 @@ def save(
         UsageError: There is nowhere to save to.
         Exception: As `stream_decode`; what was accepted before it stays readable as ``.partial``.
     """
-    with _running(latents, source, _somewhere(sinks), options) as (portal, stream):
+    stream = stream_decode(latents, source, sinks=_somewhere(sinks), **options)
+    with _running(stream) as portal:
         return portal.call(stream.finish)
 
 
@@ -51,43 +52,54 @@ async def asave(
     latents: LatentsLike,
     source: object = None,
     sinks: SinkLike | Iterable[SinkLike] = (),
-    **options: Any,
+    **options: Unpack[StreamOptions],
 ) -> StreamStats:
     """As `save`, on the loop that is running."""
     async with stream_decode(latents, source, sinks=_somewhere(sinks), **options) as stream:
         return await stream.finish()
 
 
-def iter_decode(latents: LatentsLike, source: object = None, **options: Any) -> Iterator[Frame]:
-    """Iterate over frames as they get ready, without a loop. Options as for `stream_decode`."""
-    sinks = sinks_of(options.pop("sinks", ()))
-    with _running(latents, source, sinks, options) as (portal, stream):
-        chunks = stream.chunks()
-        while (chunk := portal.call(_next, chunks)) is not None:
-            yield from chunk.frames(stream.info.rate)
+def iter_decode(
+    latents: LatentsLike,
+    source: object = None,
+    *,
+    sinks: SinkLike | Iterable[SinkLike] = (),
+    **options: Unpack[StreamOptions],
+) -> Generator[Frame, None, None]:
+    """Iterate over frames as they get ready, without a loop. Options as for `stream_decode`.
+
+    Nothing starts before the first frame is asked for; leaving the iteration early stops the
+    stream as soon as the generator is closed or collected.
+    """
+    return _frames(stream_decode(latents, source, sinks=sinks, **options))
 
 
 def collect(
-    latents: LatentsLike, source: object = None, **options: Any
+    latents: LatentsLike,
+    source: object = None,
+    *,
+    sinks: SinkLike | Iterable[SinkLike] = (),
+    **options: Unpack[StreamOptions],
 ) -> Array | torch.Tensor:
     """Decode into one array: video (B, T, H, W, C), images (N, H, W, C), sound (B, S, C)."""
-    sinks = sinks_of(options.pop("sinks", ()))
-    with _running(latents, source, sinks, options) as (portal, stream):
+    stream = stream_decode(latents, source, sinks=sinks, **options)
+    with _running(stream) as portal:
         return portal.call(stream.collect)
 
 
+def _frames(stream: FrameStream) -> Generator[Frame, None, None]:
+    with _running(stream) as portal:
+        chunks = stream.chunks()
+        while (chunk := portal.call(_next, chunks)) is not None:
+            yield from chunk.frames(stream.info.rate)
+            del chunk
+
+
 @contextlib.contextmanager
-def _running(
-    latents: LatentsLike,
-    source: object,
-    sinks: SinkLike | Iterable[SinkLike],
-    options: dict[str, Any],
-) -> Iterator[tuple[BlockingPortal, FrameStream]]:
-    """A stream entered on a loop of its own, in a thread of its own, and left again."""
-    # Made here: bad options raise before there is a thread, and the latents' stream is the caller's.
-    stream = stream_decode(latents, source, sinks=sinks, **options)
+def _running(stream: FrameStream) -> Iterator[BlockingPortal]:
+    """``stream`` entered on a loop of its own, in a thread of its own, and left again."""
     with start_blocking_portal("asyncio") as portal, portal.wrap_async_context_manager(stream):
-        yield portal, stream
+        yield portal
 
 
 async def _next(items: AsyncIterator[T]) -> T | None:

@@ -108,6 +108,7 @@ def _fulfil(future: Future[T], call: Callable[[], T]) -> None:
         result = call()
     except BaseException as error:  # noqa: BLE001  # whatever it is belongs to the awaiting side
         future.set_exception(error)
+        del future, call  # its traceback holds this frame, which would hold it: no cycle
     else:
         future.set_result(result)
 

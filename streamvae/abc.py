@@ -152,7 +152,7 @@ class ChunkPlan:
 
 @runtime_checkable
 class Codec(Protocol):
-    """The weights of one autoencoder with the rules of its family. Shared by any number of streams."""
+    """The weights of one autoencoder with the rules of its family; streams share it."""
 
     @property
     def family(self) -> str:

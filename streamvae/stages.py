@@ -43,7 +43,7 @@ async def decode(
         work = functools.partial(recipe.decode, chunk.pieces)
         arrived, pieces = chunk.arrived, chunk.pieces
         del chunk
-        launched = await _launch(backend, work, index, timeout, arrived, pieces)
+        launched = await _launch(backend, work, index, timeout, after=arrived, hold=pieces)
         del work, pieces, arrived
         yield launched
         del launched
@@ -60,6 +60,7 @@ async def _launch(
     work: Callable[[], Rendered | None],
     index: int,
     timeout: float | None,
+    *,
     after: tuple[Event, ...] = (),
     hold: tuple[torch.Tensor, ...] = (),
 ) -> DeviceChunk:
@@ -88,12 +89,11 @@ async def _result(
     try:
         with anyio.move_on_after(timeout):
             return await outcome(future)
-        raise StageTimeout(stage, index, timeout or 0.0)
-    except BaseException:
+    finally:
         # A call withdrawn before it began cannot give the ticket back; one that has begun does.
         if future.cancel() and ticket is not None:
             ticket.leave()
-        raise
+    raise StageTimeout(stage, index, timeout or 0.0)
 
 
 async def download(
@@ -114,7 +114,12 @@ async def download(
         await wait(copy.done, backend.device, stage="download", chunk=index, timeout=timeout)
         arrived = await _result(backend.collect(copy), None, "download", index, timeout)
         del copy
-        check_finite(index, nonfinite, arrived.latents_finite, arrived.pixels_finite)
+        check_finite(
+            index,
+            nonfinite,
+            latents=arrived.latents_finite,
+            pixels=arrived.pixels_finite,
+        )
         host = HostChunk(index, start, kind, arrived.pixels)
         del arrived
         start += len(host)
@@ -146,8 +151,8 @@ async def settle(
         if rendered is None:
             continue
         # Reading flags is a device wait, however short: not on the loop.
-        latents_finite, pixels_finite = await outcome(backend.run(rendered.finite.tolist))
-        check_finite(index, nonfinite, latents_finite, pixels_finite)
+        latents, pixels = await outcome(backend.run(rendered.finite.tolist))
+        check_finite(index, nonfinite, latents=latents, pixels=pixels)
         frames = DeviceFrames(index, start, kind, rendered.pixels)
         del rendered
         start += len(frames)
@@ -185,7 +190,7 @@ async def _accept(chunk: HostChunk, sinks: Sequence[Sink]) -> None:
         raise errors[0]
 
 
-def check_finite(index: int, nonfinite: NonFinite, latents: bool, pixels: bool) -> None:
+def check_finite(index: int, nonfinite: NonFinite, *, latents: bool, pixels: bool) -> None:
     """Act on the two flags that travelled with chunk ``index``.
 
     Raises:

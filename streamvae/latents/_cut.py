@@ -115,7 +115,10 @@ class _Cutter:
                 f"{self._first}, got {kind}"
             )
         if not tensor.shape[self._axis]:
-            raise LatentsError(f"expected latents in piece {self._pieces}, got an empty {kind}")
+            raise LatentsError(
+                f"expected at least one latent in piece {self._pieces}, got shape "
+                f"{tuple(tensor.shape)}"
+            )
 
     def _take(self, wanted: int) -> int:
         piece, self._rest = self._rest, None

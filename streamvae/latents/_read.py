@@ -77,7 +77,7 @@ class TorchStore:
             )
         except pickle.UnpicklingError as error:
             raise LatentsError(
-                f"expected only tensors in {str(path)!r}, got something that runs code when loaded"
+                f"expected only tensors in {str(path)!r}, got something else, or it is damaged"
             ) from error
         except (RuntimeError, ValueError, EOFError) as error:
             raise _unreadable(path, error) from error

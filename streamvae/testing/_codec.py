@@ -10,7 +10,7 @@ from streamvae.abc import ChunkPlan
 
 
 class TagCodec:
-    """A video codec whose frames are tagged: frame ``i`` of a stream carries the byte ``i`` + latent.
+    """A video codec whose frames are tags: which latent they are of, and its place in the stream.
 
     Latents are (B, 1, T, h, w), float32; pictures are (8h, 8w) grey. Latent ``t`` of value ``v``
     gives ``frames_per_latent`` frames (the first latent one), all of the byte
@@ -84,7 +84,7 @@ class TagCodec:
 
 
 class TagDecoder:
-    """The state of one stream of a `TagCodec`: how many latents it has seen, and those held back."""
+    """One stream's state over a `TagCodec`: how many latents it has seen, and those held back."""
 
     def __init__(self, codec: TagCodec) -> None:
         self._codec = codec

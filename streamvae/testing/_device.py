@@ -100,7 +100,7 @@ class _Hidden:
 def poison(tensor: torch.Tensor) -> None:
     """Fill ``tensor`` with `POISON` bytes (bools with false)."""
     if tensor.dtype is torch.bool:
-        tensor.fill_(False)
+        tensor.fill_(0)
     else:
         tensor.view(torch.uint8).fill_(POISON)
 
@@ -212,7 +212,7 @@ class FakeDevice:
         """See the driver."""
 
     def give(self, latents: torch.Tensor) -> ManualEvent:
-        """Make ``latents`` something the giver's device is still writing, until the event is set."""
+        """Make ``latents`` memory that the giver's device still writes, until the event is set."""
         event = _Given(self.lock, [_Hidden(latents, latents.clone())])
         poison(latents)
         self._given[latents.data_ptr()] = (weakref.ref(latents), event)

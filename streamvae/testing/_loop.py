@@ -1,4 +1,4 @@
-"""An event loop whose clock is virtual: sleeping takes no time, and it stands while a thread works."""
+"""An event loop with a virtual clock: sleeping takes no time; it stands while a thread works."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._now
 
     def run_in_executor(
-        self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]
+        self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts
     ) -> asyncio.Future[T]:
         """As ever, but the clock stands until the call has ended."""
         return super().run_in_executor(executor, counted(func), *args)
@@ -41,14 +41,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.jumps.append(seconds)
 
 
-class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+class _JumpingSelector(selectors.DefaultSelector):
     def __init__(self, jump: Callable[[float], None]) -> None:
         super().__init__()
         self._jump = jump
 
-    def select(
-        self, timeout: float | None = None
-    ) -> list[tuple[selectors.SelectorKey, int]]:
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
         if ready or (timeout is not None and timeout <= 0):
             return ready

@@ -10,7 +10,7 @@ from streamvae._threads import Worker, outcome, parked
 
 
 class MemorySink:
-    """Remembers what happened to it: ``calls``, ``chunks`` (their first bytes in ``tags``), ``info``.
+    """Remembers what happened to it: ``calls``, ``indices`` of chunks, frames' ``tags``, ``info``.
 
     Args:
         seconds: How long each write takes, in the loop's clock.
@@ -109,4 +109,3 @@ class StuckSink(MemorySink):
             with parked():
                 self.stuck.set()
                 self._released.wait()
-

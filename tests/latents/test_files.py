@@ -134,7 +134,7 @@ class _Trap:
 async def test_a_pt_file_runs_no_code(tmp_path: Path, zipped: bool) -> None:
     """A pickled object that is no tensor is refused, not made."""
     torch.save(_Trap(), tmp_path / "clip.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(LatentsError, match="runs code when loaded"):
+    with pytest.raises(LatentsError, match="expected only tensors in .*clip.pt"):
         await chunks_of(tmp_path / "clip.pt")
 
 
@@ -167,7 +167,7 @@ async def test_an_archive_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("content", [b"", b"not latents", pickle.dumps(3)])
+@pytest.mark.parametrize("content", [b"", b"not latents", pickle.dumps(3, protocol=2)])
 async def test_a_damaged_file_is_named(tmp_path: Path, suffix: str, content: bytes) -> None:
     """A file that is not what its name says raises, naming it."""
     path = tmp_path / f"clip{suffix}"

@@ -12,24 +12,21 @@ from streamvae.latents import autoencoder_of, is_pipeline
 from streamvae.latents._pipelines import NORMALIZED
 
 
-class _Scheduler(diffusers.FlowMatchEulerDiscreteScheduler):
-    pass
-
-
 def _pipeline(cls, vae):
-    """A pipeline with every component absent but the scheduler and the autoencoder."""
-    parts = dict.fromkeys(set(inspect.signature(cls.__init__).parameters) - {"self"})
-    parts = {name: part for name, part in parts.items() if not _has_default(cls, name)}
-    return cls(**{**parts, "vae": vae, "scheduler": diffusers.FlowMatchEulerDiscreteScheduler()})
-
-
-def _has_default(cls, name: str) -> bool:
-    return inspect.signature(cls.__init__).parameters[name].default is not inspect.Parameter.empty
+    """A pipeline with every required component absent but the scheduler and the autoencoder."""
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    required = [each.name for each in parameters if each.default is inspect.Parameter.empty]
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    return cls(**{**dict.fromkeys(required), "vae": vae, "scheduler": scheduler})
 
 
 def _vae():
     return diffusers.AutoencoderKLWan(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4,
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        latents_mean=[0.0] * 4,
         latents_std=[1.0] * 4,
     )
 
@@ -60,7 +57,9 @@ def test_other_pipelines_are_refused_with_the_way_out(name: str) -> None:
     """A pipeline that is not listed raises, naming those that are and what to do instead."""
     pipe = object.__new__(getattr(diffusers, name))
     assert is_pipeline(pipe)
-    with pytest.raises(UnknownSourceError, match=rf"WanPipeline.*got {name}.*pipe\.vae.*normalized"):
+    with pytest.raises(
+        UnknownSourceError, match=rf"WanPipeline.*got {name}.*pipe\.vae.*normalized"
+    ):
         autoencoder_of(pipe)
 
 

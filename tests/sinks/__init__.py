@@ -1,1 +1,1 @@
-"""Tests of streamvae.codecs."""
+"""Tests of streamvae.sinks."""

@@ -10,7 +10,7 @@ from streamvae import sinks
 from streamvae._chunks import HostChunk
 from streamvae._errors import ClosedError, UsageError
 
-from .streams import keep
+from tests.sinks.streams import keep
 
 
 @pytest.mark.parametrize(
