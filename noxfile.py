@@ -55,6 +55,8 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; a warning is an error."""
+    if not Path("docs", "conf.py").is_file():
+        session.skip("there is no docs/ to build")
     install = ("pip", "install", "-q", "-c", "constraints.txt", "-e", ".[docs]")
     module(session, *install)
     module(session, "sphinx", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")

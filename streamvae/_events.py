@@ -56,6 +56,13 @@ class Poller:
             return await future
         finally:
             self._waits.pop(future, None)
+            self._rest()
+
+    def _rest(self) -> None:
+        """Without a wait no timer: it would hold the loop, also a closed one, through the registry."""
+        if not self._waits and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _look(self) -> None:
         self._timer = None

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from ._errors import ClosedError
 from ._stats import StageTimes
 
 A = TypeVar("A")
@@ -65,15 +66,21 @@ class Pipeline:
         Raises:
             Exception: The first error of a stage, as it was raised, with a note naming the stage
                 and the chunk; what was made before it has been passed on.
+            ClosedError: Somebody cancelled a stage's task alone: this is no end of the stream.
         """
-        async with anyio.create_task_group() as group:
+        try:
+            async with anyio.create_task_group() as group:
+                for worker in self._workers:
+                    group.start_soon(self._work, worker, name=f"streamvae {worker.times.name}")
+        finally:
+            # A worker that was cancelled before its first step has closed nothing.
             for worker in self._workers:
-                group.start_soon(self._work, worker, name=f"streamvae {worker.times.name}")
+                worker.send.close()
         if self._error is not None:
             error, self._error = self._error, None
-            # A traceback that somebody keeps must not pin chunks.
-            traceback.clear_frames(error.__traceback__)
             raise error
+        if group.cancel_scope.cancel_called:
+            raise ClosedError("expected every stage to run to its end, got one cancelled")
 
     def close(self) -> None:
         """Close every queue and drop what is in it. Idempotent; works without a running loop."""
@@ -92,6 +99,8 @@ class Pipeline:
                 await worker.run(self._clock)
             except Exception as error:  # noqa: BLE001  # kept, and raised by run()
                 error.add_note(worker.place())
+                # A traceback that somebody keeps must not pin chunks.
+                traceback.clear_frames(error.__traceback__)
                 if self._error is None:
                     self._error = error
             finally:
@@ -118,6 +127,9 @@ class _Inlet(Generic[A]):
         self.waiting = True
         try:
             item = await anext(self._items)
+        except StopAsyncIteration:
+            self.waiting = False
+            raise
         finally:
             self.times.waiting_input += self._clock() - began
         self.waiting = False
@@ -164,9 +176,9 @@ class _Worker(Generic[A, B]):
                         self.times.waiting_output += clock() - sending
                         del item  # else it lives on while the next one is made
                     self.times.chunks += 1
+                    self.times.note(clock() - began)
         finally:
-            waits = self.times.waiting_input + self.times.waiting_output
-            self.times.busy = clock() - began - waits
+            self.times.note(clock() - began)
 
     def place(self) -> str:
         """Where the stage is, for people."""

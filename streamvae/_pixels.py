@@ -63,6 +63,6 @@ def render(decoded: torch.Tensor, kind: Kind, output: Output) -> torch.Tensor:
     return quantise(last.contiguous())
 
 
-def all_finite(*tensors: torch.Tensor) -> torch.Tensor:
-    """Flags, one bool for each tensor, computed where the tensors are, without a host wait."""
-    return torch.stack([torch.isfinite(tensor).all() for tensor in tensors])
+def all_finite(tensor: torch.Tensor) -> torch.Tensor:
+    """Whether all of ``tensor`` is finite: a bool where the tensor is, without a host wait."""
+    return torch.isfinite(tensor).all()

@@ -35,6 +35,9 @@ class Recipe:
     #: Latents decoded so far.
     latents: int = 0
 
+    #: Whether latents that have given no pixels yet are finite; a bool on the device.
+    _finite: torch.Tensor | None = None
+
     def decode(self, pieces: tuple[torch.Tensor, ...]) -> Rendered | None:
         """Decode the next chunk, given in one or more pieces."""
         moved = [piece.to(self.codec.device, self.codec.dtype) for piece in pieces]
@@ -42,21 +45,24 @@ class Recipe:
         self.latents += latents.shape[self.codec.axis]
         if self.normalized:
             latents = self.codec.denormalize(latents)
-        return self._render(self.decoder.decode(latents), latents)
+        finite = all_finite(latents)
+        self._finite = finite if self._finite is None else self._finite & finite
+        return self._render(self.decoder.decode(latents))
 
     def drain(self) -> Rendered | None:
         """Give what the decoder still holds."""
-        return self._render(self.decoder.drain(), None)
+        return self._render(self.decoder.drain())
 
-    def _render(
-        self, decoded: torch.Tensor | None, latents: torch.Tensor | None
-    ) -> Rendered | None:
+    def _render(self, decoded: torch.Tensor | None) -> Rendered | None:
         if decoded is None:
             return None
-        finite = all_finite(decoded if latents is None else latents, decoded)
+        pixels_finite = all_finite(decoded)
+        latents_finite = pixels_finite | True if self._finite is None else self._finite
+        self._finite = None
         if self.transform is not None:
             decoded = _checked(self.transform(decoded), decoded)
-        return Rendered(render(decoded, self.codec.kind, self.output), finite)
+        pixels = render(decoded, self.codec.kind, self.output)
+        return Rendered(pixels, torch.stack((latents_finite, pixels_finite)))
 
 
 def _checked(transformed: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:

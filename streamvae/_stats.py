@@ -23,6 +23,10 @@ class StageTimes:
     waiting_input: float = 0.0
     waiting_output: float = 0.0
 
+    def note(self, elapsed: float) -> None:
+        """Bring ``busy`` up to date, ``elapsed`` seconds after the stage began."""
+        self.busy = elapsed - self.waiting_input - self.waiting_output
+
 
 @dataclass(frozen=True, slots=True)
 class StreamStats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import anyio
 
 from ._chunks import Array, Frame, StreamInfo
 from ._collect import Collector
-from ._errors import ClosedError
+from ._errors import ClosedError, SinkTimeout
 from ._options import Mode, Options, Progress, SinkLike, device_of, sinks_of
 from ._pixels import Output
 from ._recipe import Transform
@@ -148,7 +149,14 @@ class FrameStream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.aclose()
+        try:
+            await self.aclose()
+        except SinkTimeout as timeout:
+            if error is None:
+                raise
+            # Whatever ends the block goes on, a cancellation above all.
+            if str(timeout) not in getattr(error, "__notes__", ()):
+                error.add_note(str(timeout))
 
     def __aiter__(self) -> AsyncIterator[Frame]:
         self._claim()
@@ -193,17 +201,23 @@ class FrameStream:
         with anyio.CancelScope(shield=True):
             await asyncio.wait([self._run.task])
         self._run.supervisor.pipeline.close()
-        if self._run.supervisor.stuck:
-            raise self._run.supervisor.stuck.pop()
+        stuck, self._run.supervisor.stuck = self._run.supervisor.stuck, []
+        for other in stuck[1:]:
+            stuck[0].add_note(str(other))
+        if stuck:
+            raise stuck[0]
 
     def _claim(self) -> None:
         if self._iterated:
             raise ClosedError("expected a fresh stream, got one that was iterated before")
         self._iterated = True
 
-    def _start(self) -> _Run:
+    def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("expected an open stream, got one that has ended or was closed")
+
+    def _start(self) -> _Run:
+        self._check_open()
         if self._run is None:
             supervisor = self._supervise()
             task = asyncio.get_running_loop().create_task(supervisor.run(), name="streamvae")
@@ -229,13 +243,18 @@ class FrameStream:
             StopAsyncIteration: That was all, and the sinks are complete.
         """
         run = self._start()
-        await run.supervisor.opened.wait()
-        if run.supervisor.outlet is not None:
-            try:
-                return await run.supervisor.outlet.receive()
-            except (anyio.EndOfStream, anyio.ClosedResourceError):
-                pass
-        await self._end(run)
+        try:
+            await run.supervisor.opened.wait()
+            if run.supervisor.outlet is not None:
+                with contextlib.suppress(anyio.EndOfStream, anyio.ClosedResourceError):
+                    return await run.supervisor.outlet.receive()
+            await self._end(run)
+        except BaseException:
+            # A chunk handed over just as the wait is broken off would be missed by nobody: a
+            # broken step is the last one, as it is in an async generator.
+            self._closed = True
+            run.task.cancel()
+            raise
         raise StopAsyncIteration
 
     async def _end(self, run: _Run) -> None:
@@ -282,10 +301,11 @@ class _Iteration(Generic[T]):
 
     async def __anext__(self) -> T:
         while True:
-            for item in self._items:
-                return item
             if self._over:
                 raise StopAsyncIteration
+            self._stream._check_open()
+            for item in self._items:
+                return item
             try:
                 chunk = await self._stream._next()
             except StopAsyncIteration:

@@ -87,8 +87,7 @@ class Supervisor:
                 self.opened.set()
                 await self.pipeline.run()
                 self._check_count(recipe)
-            for sink in self._opened_sinks:
-                await sink.close()
+            await self._close_sinks()
         except BaseException as error:
             await self._abort_sinks()
             for timeout in self.stuck:
@@ -124,7 +123,8 @@ class Supervisor:
                 source = _chain(first, chunks)
                 del first  # else this frame keeps it for as long as the stream runs
                 try:
-                    yield source, recipe, backend
+                    async with contextlib.aclosing(source):
+                        yield source, recipe, backend
                 finally:
                     # Submitted before anything is awaited: no cancel can keep it from happening.
                     closing = backend.run(recipe.decoder.close)
@@ -211,6 +211,14 @@ class Supervisor:
                 f"expected {expected} frames from {recipe.latents} latents of "
                 f"{recipe.codec.family}, got {self.book.frames}"
             )
+
+    async def _close_sinks(self) -> None:
+        for sink in self._opened_sinks:
+            try:
+                await sink.close()
+            except Exception as error:
+                error.add_note(f"While sink {sink.name} was closed; it has every frame.")
+                raise
 
     async def _abort_sinks(self) -> None:
         """Have every opened sink keep what it accepted, each within the time it is given."""

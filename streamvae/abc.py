@@ -109,7 +109,7 @@ class Backend(Protocol):
         ...
 
     def settle(self, handle: object) -> Future[Rendered | None]:
-        """Give out what a launch made, on the device; call it after ``ready``."""
+        """Give out what a launch made, on the device, its flags on the host; after ``ready``."""
         ...
 
     def run(self, work: Callable[[], T]) -> Future[T]:

@@ -8,7 +8,7 @@ from typing import ClassVar, Self, cast
 import torch
 from torch import nn
 
-from streamvae._errors import ClosedError, LatentsError, UsageError
+from streamvae._errors import ClosedError, DeviceError, LatentsError, UsageError
 from streamvae._pixels import Kind
 from streamvae.abc import ChunkPlan, Decoder
 
@@ -102,12 +102,20 @@ class Halo(ModuleCodec):
         return ChunkPlan(size, size)
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Any length.
+        """Any length, with weights that are there.
 
         With tiling on, ``vae.decode`` gives the same sound within rounding as long as its tiles
         overlap far enough and no samples are lost between them; then tiling does not matter here.
         """
         check_shape(shape, self.layout, self.channels)
+        if any(getattr(m, "weight_g", torch.empty(0)).is_meta for m in self.module.modules()):
+            # torch computes a normalised weight before the hook brings what it is made of, so
+            # vae.decode gives noise as well.
+            raise DeviceError(
+                f"expected {self.family} to have its weights, got them offloaded layer by layer, "
+                "which its weight normalisation does not survive; offload it as a whole "
+                "(enable_model_cpu_offload)"
+            )
         overlap = getattr(self.vae, "tile_latent_overlap", 0)
         if self.vae.use_tiling and (overlap < max(self.reach.latents) or self.reach.lost):
             raise UsageError(

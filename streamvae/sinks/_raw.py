@@ -42,7 +42,7 @@ class RawFile(FileSink):
 
     def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         super().__init__(path, overwrite=overwrite)
-        self._stream: AsyncFileIO | None = None
+        self._stream: AsyncFileIO  # from the first chunk on
 
     @property
     def sidecar(self) -> Path:
@@ -62,13 +62,14 @@ class RawFile(FileSink):
             ClosedError: The sink is not open, or an earlier write failed.
         """
         self._enter("open")
-        stream = self._stream or await outcome(self._submit(self._begin, chunk))
+        if self._accepted == 0:
+            await outcome(self._submit(self._begin, chunk))
         self._expect("open")
         self._state = "failed"  # unless all of it arrives; also if this await is broken off
         try:
             left = self.memory(self.rows(chunk))
             while left:  # once, unless the system takes less than it was given
-                left = left[await stream.write(left) :]
+                left = left[await self._stream.write(left) :]
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -103,7 +104,7 @@ class RawFile(FileSink):
         finally:
             self._partial.release(keep=keep)
 
-    def _begin(self, chunk: HostChunk) -> AsyncFileIO:
+    def _begin(self, chunk: HostChunk) -> None:
         self._expect("open")
         self._state = "failed"
         try:
@@ -113,9 +114,8 @@ class RawFile(FileSink):
         except BaseException as error:
             self._explain(error)
             raise
+        self._stream = wrap(self._file, executor=_OneThread(self._worker))
         self._state = "open"
-        self._stream = stream = wrap(self._file, executor=_OneThread(self._worker))
-        return stream
 
     def _describe(self, *, complete: bool | None) -> None:
         """Write the sidecar under its temporary name; ``complete`` is None while it grows."""

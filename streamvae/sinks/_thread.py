@@ -14,6 +14,7 @@ from streamvae._threads import Worker, outcome
 P = ParamSpec("P")
 T = TypeVar("T")
 
+#: Where a sink stands. The two last are said when all is done: `abort` trusts them unasked.
 State = Literal["new", "open", "failed", "closed", "aborted"]
 
 
@@ -123,8 +124,11 @@ class ThreadSink:
 
     def _open(self, info: StreamInfo) -> None:
         self._expect("new")
-        self._state = "aborted"  # unless it succeeds
-        self.start(info)
+        try:
+            self.start(info)
+        except BaseException:
+            self._state = "aborted"
+            raise
         self._state = "open"
 
     def _write(self, chunk: HostChunk) -> None:
@@ -151,11 +155,13 @@ class ThreadSink:
         self._state = "closed"
 
     def _abort(self) -> None:
-        before, self._state = self._state, "aborted"
-        if before in {"open", "failed"}:
-            self.stop()
-        elif before == "closed":
-            self._state = "closed"
+        if self._state in {"closed", "aborted"}:  # by a call nobody awaited to its end
+            return
+        try:
+            if self._state != "new":
+                self.stop()
+        finally:
+            self._state = "aborted"
 
     def _explain(self, error: BaseException) -> None:
         error.add_note(f"In sink {self.name}, {self.committed} committed before.")

@@ -43,6 +43,9 @@ class FakeBackend(StreamedBackend):
             compute=decode, copy=download, manual=manual, clock=_clock(), pinned=pinned
         )
         super().__init__(self.fake, max_pinned_bytes)
+        # Real devices live as long as the process; of these there is one in every test.
+        for worker in (self._launcher, self._copier):
+            weakref.finalize(self, worker.close).atexit = False
         self.device_chunks = Census()
         self.host_chunks = Census()
 

@@ -85,7 +85,11 @@ class FakeEvent:
 
 @dataclass(eq=False)
 class _Hidden:
-    """A tensor whose content is not there yet."""
+    """Memory whose content is not there yet.
+
+    ``tensor`` is an alias: it keeps the memory, and nobody's tensor alive, so that a source that
+    was let go too early is noticed.
+    """
 
     tensor: torch.Tensor
     content: torch.Tensor
@@ -188,7 +192,7 @@ class FakeDevice:
     def _watch(
         self, made: tuple[torch.Tensor, ...], read: tuple[object, ...]
     ) -> tuple[list[_Hidden], tuple[weakref.ref[object], ...]]:
-        hidden = [_Hidden(tensor, tensor.clone()) for tensor in made]
+        hidden = [_Hidden(tensor.detach(), tensor.clone()) for tensor in made]
         for tensor in made:
             poison(tensor)
         return hidden, tuple(weakref.ref(thing) for thing in read)
@@ -213,7 +217,7 @@ class FakeDevice:
 
     def give(self, latents: torch.Tensor) -> ManualEvent:
         """Make ``latents`` memory that the giver's device still writes, until the event is set."""
-        event = _Given(self.lock, [_Hidden(latents, latents.clone())])
+        event = _Given(self.lock, [_Hidden(latents.detach(), latents.clone())])
         poison(latents)
         self._given[latents.data_ptr()] = (weakref.ref(latents), event)
         return event

@@ -12,7 +12,7 @@ from tests.codecs.walk import noise, walk, whole
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("quant", [True, False])
-def test_equals_sliced_decode(dtype, quant):
+def test_equals_sliced_decode(dtype: torch.dtype, quant: bool) -> None:
     """Pictures equal vae.decode with slicing on, bit for bit, whether or not it is on."""
     vae = tiny.kl(use_quant_conv=quant, use_post_quant_conv=quant).to(dtype)
     codec = codec_for(vae)
@@ -29,7 +29,7 @@ def test_equals_sliced_decode(dtype, quant):
 
 @pytest.mark.parametrize(("tile", "pixels"), [(8, 16), (7, 14), (6, 13)])
 @pytest.mark.parametrize("size", [(5, 7), (9, 20), (17, 6)])
-def test_tiling(tile, pixels, size):
+def test_tiling(tile: int, pixels: int, size: tuple[int, int]) -> None:
     """With tiling on, pictures equal vae.decode's, and their size is foretold for any tile."""
     vae = tiny.kl()
     vae.enable_tiling()
@@ -42,7 +42,7 @@ def test_tiling(tile, pixels, size):
     assert codec.picture(tuple(latents.shape)) == tuple(expected.shape[2:])
 
 
-def test_several_items():
+def test_several_items() -> None:
     """Several items a chunk, for fast mode, differ from one at a time by rounding alone."""
     vae = tiny.kl()
     codec = codec_for(vae)
@@ -53,7 +53,7 @@ def test_several_items():
     torch.testing.assert_close(streamed, walk(codec, latents), rtol=0, atol=1e-5)
 
 
-def test_plan():
+def test_plan() -> None:
     """Exact mode takes one item at a time and says why."""
     codec = codec_for(tiny.kl())
 
@@ -66,7 +66,7 @@ def test_plan():
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 7), (1, 16, 5, 7), (1, 4, 0, 7), (1, 4, 1, 5, 7)])
-def test_check(shape):
+def test_check(shape: tuple[int, ...]) -> None:
     """Latents of another rank, with other channels or empty ones are refused by name."""
     codec = codec_for(tiny.kl())
     codec.check((2, 4, 5, 7))
@@ -76,7 +76,7 @@ def test_check(shape):
 
 
 @torch.no_grad()
-def test_close():
+def test_close() -> None:
     """A closed decoder decodes no more, has nothing left, and may be closed again."""
     decoder = codec_for(tiny.kl()).decoder()
     decoder.decode(noise(1, 4, 2, 2))
@@ -90,7 +90,7 @@ def test_close():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_denormalize(dtype):
+def test_denormalize(dtype: torch.dtype) -> None:
     """Latents are denormalised by the formulas of the SD, SDXL, SD3 and Flux pipelines."""
     latents = noise(2, 4, 3, 3, dtype=dtype)
     mean, std = [0.1, -0.2, 0.3, 0.4], [1.5, 2.0, 0.5, 3.0]
@@ -105,7 +105,7 @@ def test_denormalize(dtype):
     assert torch.equal(codec_for(by_statistics).denormalize(latents), latents * s / 0.13 + m)
 
 
-def test_denormalize_needs_a_scale():
+def test_denormalize_needs_a_scale() -> None:
     """Without a scaling factor there is nothing to denormalise by, and it says so."""
     with pytest.raises(UsageError, match="expected scaling_factor"):
         codec_for(tiny.kl(scaling_factor=None)).denormalize(noise(1, 4, 2, 2))

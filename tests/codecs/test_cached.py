@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,13 +14,14 @@ from streamvae.codecs import codec_for
 from tests import tiny
 from tests.codecs.walk import finish, noise, pieces, walk, whole
 
+Make = Callable[[], torch.nn.Module]
 FAMILIES = pytest.mark.parametrize("make", [tiny.wan21, tiny.wan22, tiny.qwen_image])
 
 
 @FAMILIES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 1, 3, 2), (2, 2, 3, 2), (1, 3, 3, 5), (1, 9, 2, 3)])
-def test_equals_decode(make, dtype, shape):
+def test_equals_decode(make: Make, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     """Streamed frames equal vae.decode bit for bit, and are as many and as large as foretold."""
     vae = make().to(dtype)
     codec = codec_for(vae)
@@ -33,7 +35,7 @@ def test_equals_decode(make, dtype, shape):
 
 
 @FAMILIES
-def test_slicing(make):
+def test_slicing(make: Make) -> None:
     """With slicing on, clips are decoded one by one, bit for bit as vae.decode does it then."""
     vae = make()
     vae.enable_slicing()
@@ -47,7 +49,7 @@ def test_slicing(make):
     ("dim_mult", "in_time", "frames"),
     [([1, 2, 4, 4], [True, True, True], 17), ([1, 2], [True], 5), ([1, 1, 2], [False, False], 3)],
 )
-def test_other_compressions(dim_mult, in_time, frames):
+def test_other_compressions(dim_mult: list[int], in_time: list[bool], frames: int) -> None:
     """Frames and picture sizes follow the config, not the released models."""
     config = {"dim_mult": dim_mult, "temperal_downsample": in_time}
     vae = tiny.randomised(AutoencoderKLWan(base_dim=8, z_dim=16, num_res_blocks=1, **config))
@@ -61,7 +63,7 @@ def test_other_compressions(dim_mult, in_time, frames):
 
 
 @FAMILIES
-def test_fast_chunks_round(make):
+def test_fast_chunks_round(make: Make) -> None:
     """Chunks of several latents, for fast mode, differ from vae.decode by rounding alone."""
     vae = make()
     codec = codec_for(vae)
@@ -72,7 +74,7 @@ def test_fast_chunks_round(make):
     torch.testing.assert_close(streamed, whole(vae, latents), rtol=0, atol=1e-5)
 
 
-def test_plan():
+def test_plan() -> None:
     """The first latent goes alone; exact mode takes one at a time and says why."""
     codec = codec_for(tiny.wan21())
 
@@ -87,8 +89,8 @@ def test_plan():
 
 @FAMILIES
 @torch.no_grad()
-def test_interleaved(make):
-    """Two streams that take turns on one module equal two alone; vae.decode between them as well."""
+def test_interleaved(make: Make) -> None:
+    """Streams that take turns on one module equal streams alone, and so does vae.decode between."""
     vae = make()
     codec = codec_for(vae)
     clips = [noise(1, codec.channels, 3, 3, 2, seed=seed) for seed in (1, 2, 3)]
@@ -106,7 +108,7 @@ def test_interleaved(make):
         assert torch.equal(torch.cat(got[k], 2), expected[k])
 
 
-def test_leaves_the_module_alone():
+def test_leaves_the_module_alone() -> None:
     """A stream touches neither the module's own caches nor its weights nor global flags."""
     vae = tiny.wan21()
     vae.clear_cache()
@@ -122,7 +124,7 @@ def test_leaves_the_module_alone():
 
 
 @torch.no_grad()
-def test_giver_may_reuse_latents():
+def test_giver_may_reuse_latents() -> None:
     """Latents overwritten after their chunk do not change later frames."""
     vae = tiny.wan21()
     codec = codec_for(vae)
@@ -138,7 +140,7 @@ def test_giver_may_reuse_latents():
 
 
 @torch.no_grad()
-def test_close_lets_go():
+def test_close_lets_go() -> None:
     """Closing drops the caches at once, twice is fine, and decoding afterwards raises."""
     codec = codec_for(tiny.wan21())
     decoder = codec.decoder()
@@ -146,6 +148,7 @@ def test_close_lets_go():
     kept = decoder._caches[0]
     slots = [weakref.ref(slot) for slot in kept if isinstance(slot, torch.Tensor)]
     assert slots
+    assert decoder.drain() is None
 
     decoder.close()
     decoder.close()
@@ -158,7 +161,7 @@ def test_close_lets_go():
 
 
 @torch.no_grad()
-def test_failure_closes():
+def test_failure_closes() -> None:
     """After a failed chunk the caches are gone and no frame comes out of half a step."""
     vae = tiny.wan21()
     decoder = codec_for(vae).decoder()
@@ -175,7 +178,7 @@ def test_failure_closes():
 
 
 @torch.no_grad()
-def test_wrong_chunks():
+def test_wrong_chunks() -> None:
     """A first chunk of two latents and a chunk of another size are refused, not decoded wrongly."""
     codec = codec_for(tiny.wan21())
     with pytest.raises(UsageError, match="a first chunk of 1 latent, got 2"):
@@ -190,7 +193,7 @@ def test_wrong_chunks():
 @pytest.mark.parametrize(
     "shape", [(4, 3, 2, 2), (1, 16, 3, 2, 2), (1, 4, 0, 2, 2), (0, 4, 1, 2, 2), (1, 4, 1, 2, 0)]
 )
-def test_check(shape):
+def test_check(shape: tuple[int, ...]) -> None:
     """Latents of another rank, with other channels or empty ones are refused by name."""
     codec = codec_for(tiny.wan21())
     codec.check((1, 4, 3, 2, 2))
@@ -203,7 +206,7 @@ def test_check(shape):
 
 @FAMILIES
 @torch.no_grad()
-def test_tiling(make):
+def test_tiling(make: Make) -> None:
     """Tiling on: latents within a tile are streamed, larger ones refused before anything runs."""
     vae = make()
     vae.enable_tiling(64, 64, 48, 48)
@@ -222,7 +225,7 @@ def test_tiling(make):
 
 @FAMILIES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_denormalize(make, dtype):
+def test_denormalize(make: Make, dtype: torch.dtype) -> None:
     """Latents are denormalised by the formula of diffusers' pipelines, to the bit."""
     vae = make()
     codec = codec_for(vae)
@@ -234,7 +237,7 @@ def test_denormalize(make, dtype):
         assert torch.equal(codec.denormalize(latents), latents / (1.0 / std) + mean)
 
 
-def test_denormalize_needs_statistics():
+def test_denormalize_needs_statistics() -> None:
     """Without statistics in the config there is nothing to denormalise by, and it says so."""
     vae = tiny.wan21()
     vae.register_to_config(latents_mean=None)
@@ -243,7 +246,7 @@ def test_denormalize_needs_statistics():
         codec_for(vae).denormalize(noise(1, 4, 1, 2, 2))
 
 
-def test_older_diffusers():
+def test_older_diffusers() -> None:
     """Modules without the count of convolutions (older diffusers) are streamed all the same."""
     vae = tiny.qwen_image()
     latents = noise(1, 4, 3, 2, 2)

@@ -16,13 +16,14 @@ STRIDES = pytest.mark.parametrize("strides", [(2, 4, 4, 8, 8), (2, 3, 5), (3, 5)
 
 @STRIDES
 @pytest.mark.parametrize("count", [1, 7, 128])
-def test_equals_decode(strides, count):
+def test_equals_decode(strides: tuple[int, ...], count: int) -> None:
     """Sound equals vae.decode within rounding, to the sample count, for any chunk and length."""
     vae = tiny.oobleck(strides=strides)
     codec = codec_for(vae)
     default = len(strides) == 5
 
-    for length in (1, 5, 12, 21, 40) if default else range(1, 41):
+    lengths = (1, 12, 40) if default else (1, 2, 3, 5, 8, 13, 21, 29, 40)
+    for length in range(1, 41) if (strides, count) == ((3, 5), 7) else lengths:
         latents = noise(2, 8, length)
         expected = whole(vae, latents)
         streamed = walk(codec, latents, count)
@@ -30,7 +31,7 @@ def test_equals_decode(strides, count):
         torch.testing.assert_close(streamed, expected, rtol=0, atol=2e-6)
 
 
-def test_several_windows():
+def test_several_windows() -> None:
     """The default chunks of 128 latents join without a seam."""
     vae = tiny.oobleck(strides=(2, 3))
     codec = codec_for(vae)
@@ -42,7 +43,7 @@ def test_several_windows():
 
 
 @STRIDES
-def test_reach(strides):
+def test_reach(strides: tuple[int, ...]) -> None:
     """The computed reach is the one that a poisoned latent shows, to the sample."""
     vae = tiny.oobleck(strides=strides)
     reach = codec_for(vae).reach
@@ -54,7 +55,7 @@ def test_reach(strides):
     assert spoilt == list(range(reach.hop * 30 - reach.after, reach.hop * 31 + reach.before))
 
 
-def test_reach_of_the_released_model():
+def test_reach_of_the_released_model() -> None:
     """Default strides need 10 latents on either side and lose no samples."""
     reach = codec_for(tiny.oobleck()).reach
 
@@ -63,7 +64,7 @@ def test_reach_of_the_released_model():
     assert reach.lost == 0
 
 
-def test_reach_with_output_padding():
+def test_reach_with_output_padding() -> None:
     """A transposed convolution's output padding is counted."""
     layers = nn.Sequential(
         nn.Conv1d(1, 1, 5, dilation=2, padding=3),
@@ -76,7 +77,7 @@ def test_reach_with_output_padding():
 
 
 @torch.no_grad()
-def test_holds_back():
+def test_holds_back() -> None:
     """A chunk gives only samples that no later latent changes, and nothing rather than none."""
     vae = tiny.oobleck(strides=(2, 3, 5))
     codec = codec_for(vae)
@@ -99,7 +100,7 @@ def test_holds_back():
 
 
 @torch.no_grad()
-def test_window_stays_small():
+def test_window_stays_small() -> None:
     """What is held does not grow with the length of the stream."""
     codec = codec_for(tiny.oobleck(strides=(4,)))
     decoder = codec.decoder()
@@ -115,7 +116,7 @@ def test_window_stays_small():
 
 
 @torch.no_grad()
-def test_giver_may_reuse_latents():
+def test_giver_may_reuse_latents() -> None:
     """Latents overwritten after their chunk do not change later samples."""
     vae = tiny.oobleck(strides=(2, 3))
     codec = codec_for(vae)
@@ -133,7 +134,7 @@ def test_giver_may_reuse_latents():
 
 
 @torch.no_grad()
-def test_interleaved():
+def test_interleaved() -> None:
     """Two streams that take turns on one module equal two alone."""
     codec = codec_for(tiny.oobleck(strides=(2, 3)))
     clips = [noise(1, 8, 50, seed=seed) for seed in (1, 2)]
@@ -149,7 +150,7 @@ def test_interleaved():
         assert torch.equal(torch.cat([part for part in got[k] if part is not None], 2), alone[k])
 
 
-def test_slicing():
+def test_slicing() -> None:
     """With slicing on, items are decoded one by one."""
     vae = tiny.oobleck(strides=(2, 3))
     vae.enable_slicing()
@@ -159,7 +160,7 @@ def test_slicing():
     torch.testing.assert_close(walk(codec, latents), whole(vae, latents), rtol=0, atol=2e-6)
 
 
-def test_tiling():
+def test_tiling() -> None:
     """Tiling with enough overlap is streamed as the same sound; otherwise it is refused."""
     vae = tiny.oobleck()
     vae.enable_tiling()
@@ -176,11 +177,11 @@ def test_tiling():
 
     lossy = tiny.oobleck(strides=(3, 5))
     lossy.enable_tiling()
-    with pytest.raises(UsageError, match=r"6 samples lost a tile.*disable_tiling"):
+    with pytest.raises(UsageError, match=r"4 samples lost a tile.*disable_tiling"):
         codec_for(lossy).check((1, 8, 40))
 
 
-def test_plan():
+def test_plan() -> None:
     """Any chunk size is within rounding, so exact mode takes any; 128 latents by default."""
     codec = codec_for(tiny.oobleck(strides=(4,)))
 
@@ -191,7 +192,7 @@ def test_plan():
 
 
 @pytest.mark.parametrize("shape", [(8, 40), (1, 4, 40), (1, 8, 0), (0, 8, 3)])
-def test_check(shape):
+def test_check(shape: tuple[int, ...]) -> None:
     """Latents of another rank, with other channels or empty ones are refused by name."""
     codec = codec_for(tiny.oobleck(strides=(4,)))
     codec.check((1, 8, 1))
@@ -202,7 +203,7 @@ def test_check(shape):
 
 
 @torch.no_grad()
-def test_close_lets_go():
+def test_close_lets_go() -> None:
     """Closing drops the window, twice is fine, and decoding or draining afterwards raises."""
     decoder = codec_for(tiny.oobleck(strides=(4,))).decoder()
     decoder.decode(noise(1, 8, 3))
@@ -219,7 +220,7 @@ def test_close_lets_go():
 
 
 @torch.no_grad()
-def test_wrong_chunk():
+def test_wrong_chunk() -> None:
     """A chunk of another batch is refused, and the stream is over."""
     decoder = codec_for(tiny.oobleck(strides=(4,))).decoder()
     decoder.decode(noise(1, 8, 3))
@@ -230,7 +231,7 @@ def test_wrong_chunk():
         decoder.decode(noise(1, 8, 3))
 
 
-def test_denormalize():
+def test_denormalize() -> None:
     """The diffusion model works in the decoder's space."""
     latents = noise(1, 8, 3)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import takewhile
 
 import torch
 
@@ -15,9 +14,11 @@ def pieces(
 ) -> Iterator[torch.Tensor]:
     """Cut latents by the codec's plan; each piece is memory of its own."""
     start, end = 0, latents.shape[codec.axis]
-    for size in takewhile(lambda _: start < end, codec.plan(count, mode).sizes()):
+    for size in codec.plan(count, mode).sizes():
         stop = min(start + size, end)
         yield latents.narrow(codec.axis, start, stop - start).clone()
+        if stop == end:
+            return
         start = stop
 
 

@@ -11,6 +11,7 @@ import torch
 
 from streamvae._chunks import LatentChunk
 from streamvae._errors import LatentsError
+from streamvae._events import Happened
 from streamvae.abc import ChunkPlan
 from streamvae.latents import LatentsLike, Piece, check_known, cut, open_latents
 from tests.latents.codec import Rules
@@ -66,6 +67,15 @@ async def test_a_chunk_carries_the_events_of_its_pieces() -> None:
     await source.aclose()
     first, second, third = marks.events
     assert arrived == [(first,), (first, second), (third,)]
+
+
+async def test_an_event_shared_by_pieces_is_waited_for_once() -> None:
+    """A giver may mark several pieces with one event."""
+    event = Happened()
+    source = open_latents(list(latents(3).split(1, 2)), lambda _: event)
+    (chunk,) = [chunk async for chunk in cut(source, ChunkPlan(3, 3), Rules())]
+    await source.aclose()
+    assert chunk.arrived == (event,)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -8,7 +8,7 @@ import pytest
 
 from streamvae._pixels import Kind
 from streamvae.sinks import NpyFile, RawFile
-from tests.sinks.streams import Rows, cut, describe, keep
+from tests.sinks.streams import Rows, cut, describe, keep, left_in, read_raw
 
 STREAMS = ["uint8", "float32", "images", "grey", "sound"]
 
@@ -26,16 +26,7 @@ def stream(request: pytest.FixtureRequest, frames: np.ndarray) -> tuple[Rows, Ki
     return frames, "image" if request.param == "images" else "video"
 
 
-def read_raw(path: Path) -> Rows:
-    """Read a raw file as its sidecar says."""
-    about = json.loads(path.with_name(path.name + ".json").read_text())
-    rows: Rows = np.fromfile(path, about["dtype"]).reshape(about["shape"])
-    return rows
-
-
-async def test_npy_is_right_after_every_write(
-    stream: tuple[Rows, Kind], tmp_path: Path
-) -> None:
+async def test_npy_is_right_after_every_write(stream: tuple[Rows, Kind], tmp_path: Path) -> None:
     """After each write numpy reads the frames committed so far, mapped or not; then all."""
     rows, kind = stream
     sink = NpyFile(tmp_path / "a.npy")
@@ -71,7 +62,7 @@ async def test_raw_and_its_sidecar(stream: tuple[Rows, Kind], tmp_path: Path) ->
     assert about["sample_rate"] == (44100 if kind == "sound" else None)
     assert about["family"] == "AutoencoderKLWan"
     assert about["complete"] is True
-    assert {path.name for path in tmp_path.iterdir()} == {"a.raw", "a.raw.json"}
+    assert left_in(tmp_path) == {"a.raw", "a.raw.json"}
 
 
 async def test_abort_keeps_what_was_accepted(stream: tuple[Rows, Kind], tmp_path: Path) -> None:

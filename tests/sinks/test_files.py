@@ -14,7 +14,7 @@ import pytest
 
 from streamvae._errors import ClosedError, UsageError
 from streamvae.sinks import FileSink, NpyFile, RawFile, VideoFile
-from tests.sinks.streams import cut, describe, keep
+from tests.sinks.streams import cut, describe, keep, left_in
 
 Make = Callable[..., FileSink]
 
@@ -119,7 +119,7 @@ async def test_abort_without_frames_leaves_nothing(
             await sink.open(describe(frames))
         await sink.abort()
         await sink.abort()
-        assert list(tmp_path.iterdir()) == []
+        assert left_in(tmp_path) == set()
         with pytest.raises(ClosedError, match="make a new one"):
             await sink.open(describe(frames))
 
@@ -153,7 +153,7 @@ async def test_writer_in_another_process(tmp_path: Path, frames: np.ndarray) -> 
     await other.stdout.readline()
     with pytest.raises(UsageError, match="another sink is writing"):
         await NpyFile(tmp_path / "a.npy").open(describe(frames))
-    await other.communicate()
+    await other.communicate(b"")
     await keep(NpyFile(tmp_path / "a.npy"), frames)
 
 
@@ -188,7 +188,7 @@ async def test_what_one_file_cannot_hold(
         await make(tmp_path / name).open(describe(frames, batch=2))
     with pytest.raises(UsageError, match="got 'device'"):
         await make(tmp_path / name).open(describe(frames, output="device"))
-    assert list(tmp_path.iterdir()) == []
+    assert left_in(tmp_path) == set()
 
 
 @every_file
@@ -328,3 +328,45 @@ async def test_relative_path_is_fixed_at_construction(
     await keep(sink, frames)
     assert (tmp_path / name).exists()
     assert sink.name == name
+
+
+@every_file
+async def test_file_system_without_links(
+    make: Make,
+    name: str,
+    tmp_path: Path,
+    frames: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where nothing can be linked, the file still gets its name and still replaces nothing."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    await keep(make(tmp_path / name), frames)
+    assert names(tmp_path) == {name}
+    size = (tmp_path / name).stat().st_size
+    sink = make(tmp_path / f"b{name}")
+    await sink.open(describe(frames))
+    await sink.write(next(cut(frames)))
+    (tmp_path / name).rename(tmp_path / f"b{name}")
+    with pytest.raises(UsageError, match="exists already"):
+        await sink.close()
+    await sink.abort()
+    assert (tmp_path / f"b{name}").stat().st_size == size
+
+
+@every_file
+async def test_partial_that_somebody_removed(
+    make: Make, name: str, tmp_path: Path, frames: np.ndarray
+) -> None:
+    """A file removed under our hands is an error at the close, and no empty target is left."""
+    sink = make(tmp_path / name)
+    await sink.open(describe(frames))
+    await sink.write(next(cut(frames)))
+    sink.partial.unlink()
+    with pytest.raises(FileNotFoundError):
+        await sink.close()
+    await sink.abort()
+    assert names(tmp_path) == set()

@@ -9,7 +9,6 @@ import pytest
 from streamvae import sinks
 from streamvae._chunks import HostChunk
 from streamvae._errors import ClosedError, UsageError
-
 from tests.sinks.streams import keep
 
 

@@ -1,0 +1,183 @@
+"""Every figure streamvae promises on one NVIDIA card, side by side in one run.
+
+The Wan 2.1 autoencoder as it is shipped, random weights, bfloat16, eager, warm, batch 1. The
+latents are drawn, not zero. Prints a table and whether each promise is kept, and writes all samples
+with versions, clocks, command, machine and date as JSON.
+
+    python benchmarks/wan_h200.py                   # about six minutes
+    python benchmarks/wan_h200.py --quick           # tiny weights, also without a GPU: a rehearsal
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import _loops as loops
+import _promises as promises
+import numpy as np
+import torch
+from _measure import Json, alternate, clocks, facts, filesystem, show, write
+from _real import pictures
+from _trace import profiled
+from diffusers import AutoencoderKLWan
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def options() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="tiny weights, small and few frames")
+    parser.add_argument("--device", help="cuda where there is one, else cpu")
+    parser.add_argument("--sizes", nargs="+", help="heights and widths, such as 720x1280")
+    parser.add_argument("--latents", type=int, help="latent frames")
+    parser.add_argument("--rounds", type=int, help="samples of every figure")
+    parser.add_argument("--scratch", type=Path, help="folder for the files written")
+    parser.add_argument("--out", type=Path, help="the JSON; in results/ by default")
+    said = parser.parse_args()
+    quick = said.quick
+    said.device = said.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    said.sizes = said.sizes or (["32x48"] if quick else ["720x1280", "480x832"])
+    said.latents = said.latents or (5 if quick else 21)
+    said.rounds = said.rounds or (2 if quick else 5)
+    said.out = said.out or RESULTS / f"wan_{'quick' if quick else 'full'}.json"
+    return said
+
+
+def autoencoder(device: torch.device, *, quick: bool) -> AutoencoderKLWan:
+    """Random weights; every parameter drawn, those too that start as zeros or ones."""
+    torch.manual_seed(0)
+    small = {"base_dim": 8, "num_res_blocks": 1} if quick else {}
+    vae = AutoencoderKLWan(**small).eval().requires_grad_(requires_grad=False)
+    for parameter in vae.parameters():
+        if bool((parameter == parameter.flatten()[0]).all()):
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return vae.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+
+
+def case_of(
+    vae: AutoencoderKLWan, size: str, said: argparse.Namespace, runner: asyncio.Runner, at: Path
+) -> loops.Case:
+    """Latents and pictures for frames of ``size``."""
+    height, width = (int(part) for part in size.split("x"))
+    shape = (1, vae.config.z_dim, said.latents, height // 8, width // 8)
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(shape, generator=generator).to(vae.device, vae.dtype)
+    real = pictures(4 * said.latents - 3, height, width) if find_spec("av") else None
+    return loops.Case(vae, z, at, runner, real)
+
+
+def throughput(case: loops.Case, rounds: int) -> Json:
+    """Whole clips: the device alone, and both loops into a raw file and into an MP4."""
+    alone = {
+        "device alone": functools.partial(loops.on_launch_thread, case, loops.device_alone),
+    }
+    raw = {
+        "raw, synchronous": functools.partial(loops.on_launch_thread, case, loops.synchronous_raw),
+        "raw, streamvae": lambda: loops.streamed(case, lambda: loops.streamed_raw(case)),
+    }
+    mp4 = {
+        "mp4, synchronous": functools.partial(loops.on_launch_thread, case, loops.synchronous_mp4),
+        "mp4, streamvae": lambda: loops.streamed(case, lambda: loops.streamed_mp4(case)),
+    }
+    return alternate(alone | raw | (mp4 if case.real is not None else {}), rounds)
+
+
+def exactness(case: loops.Case) -> bool:
+    """Whether the raw file holds, byte for byte, what ``vae.decode`` and the PIL rule give."""
+    from streamvae._pixels import render
+
+    loops.streamed(case, lambda: loops.streamed_raw(case))
+    with torch.no_grad():
+        whole = render(case.vae.decode(case.z).sample, "video", "uint8").cpu().numpy()
+    return bool(np.array_equal(np.fromfile(case.scratch / "out.raw", np.uint8), whole.reshape(-1)))
+
+
+def measured(case: loops.Case, rounds: int) -> Json:
+    """Everything, for one size."""
+    result: Json = {"exact": exactness(case), "clocks before": clocks(case.codec.device)}
+    result["clips"] = throughput(case, rounds)
+    result["first frame"] = promises.first_frame(case, rounds)
+    result["heartbeat"] = promises.heartbeat(case, 1)
+    if case.codec.device.type == "cuda":
+        steady = result["clips"]["device alone"]["median"] / case.z.shape[2]
+        result["cancel"] = promises.cancelling(case, rounds, steady)
+        result["peak bytes"] = promises.memory(case, 4)
+        result["utilisation"] = profiled(
+            lambda: loops.streamed(case, lambda: loops.streamed_raw(case))
+        )
+    result["clocks after"] = clocks(case.codec.device)
+    result["promises"] = kept(result)
+    return result
+
+
+def kept(result: Json) -> dict[str, Json]:
+    """Each promise: what was measured, what was promised, and whether it holds."""
+    clips, first, beats = result["clips"], result["first frame"], result["heartbeat"]["decoding"]
+    alone, raw = clips["device alone"]["median"], clips["raw, streamvae"]["median"]
+    own = first["first chunk on the device alone"]["median"]
+    rows: dict[str, tuple[float, float]] = {
+        "raw / device alone": (raw / alone, 1.02),
+        "raw / synchronous": (raw / clips["raw, synchronous"]["median"], 1.0),
+        "first frame / first chunk": (first["first frame on the host"]["median"] / own, 1.15),
+        "heartbeat p99.9, ms late": (beats["p99.9_ms"], 5.0),
+        "heartbeat worst, ms late": (beats["worst_ms"], 20.0),
+    }
+    if "mp4, streamvae" in clips:
+        pair = clips["mp4, streamvae"]["median"], clips["mp4, synchronous"]["median"]
+        rows["mp4 / synchronous"] = (pair[0] / pair[1], 1.0)
+    if "cancel" in result:
+        idle = result["cancel"]["device idle after"]["max"]
+        rows["cancel to idle, in chunks, worst"] = (idle / result["cancel"]["chunk"], 1.0)
+        rows["idle share of the device"] = (1 - result["utilisation"]["share"], 0.015)
+        short, long, whole = result["peak bytes"].values()
+        rows["peak, four times as long / once"] = (long / short, 1.02)
+        rows["peak / vae.decode"] = (short / whole, 1.0)
+    return {
+        name: {"measured": value, "at most": limit, "kept": value <= limit}
+        for name, (value, limit) in rows.items()
+    }
+
+
+def report(size: str, result: Json, *, quick: bool) -> None:
+    """Print one size's table."""
+    print(f"\n== {size}: equal to vae.decode, byte for byte: {result['exact']}")
+    show("whole clips", result["clips"])
+    show("first frame", result["first frame"])
+    for name in ("heartbeat", "cancel", "peak bytes", "utilisation"):
+        for key, value in result.get(name, {}).items():
+            print(f"  {name}: {key}: {value}")
+    print("\npromises" + (" (this is a rehearsal: nothing follows from it)" if quick else ""))
+    for name, row in result["promises"].items():
+        word = "kept" if row["kept"] else "BROKEN"
+        print(f"  {name:34s} {row['measured']:9.4f}   at most {row['at most']:<6} {word}")
+
+
+def main() -> None:
+    """Measure, print, write."""
+    said = options()
+    device = torch.empty(0, device=said.device).device
+    vae = autoencoder(device, quick=said.quick)
+    result: Json = facts(device) | {
+        "what": "AutoencoderKLWan, eager, batch 1, " + ("tiny" if said.quick else "as shipped"),
+        "dtype": str(vae.dtype),
+        "latents": said.latents,
+        "rounds": said.rounds,
+        "sizes": {},
+    }
+    with tempfile.TemporaryDirectory(dir=said.scratch) as scratch, asyncio.Runner() as runner:
+        result["filesystem"] = filesystem(Path(scratch))
+        for size in said.sizes:
+            case = case_of(vae, size, said, runner, Path(scratch))
+            result["sizes"][size] = measured(case, said.rounds)
+            report(size, result["sizes"][size], quick=said.quick)
+            write(result, said.out)
+
+
+if __name__ == "__main__":
+    main()

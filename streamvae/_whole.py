@@ -1,0 +1,156 @@
+"""``vae.decode`` as it is, in a process of its own: what the demo compares its stream with.
+
+In one process the second of two measurements would find the memory the first one left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ._errors import StreamVAEError
+from ._sync import collect
+from .models import default_vae, demo_latents
+
+#: Latents also compared as float32, which takes a second stream: the first ones are enough.
+FLOAT_LATENTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """One ``vae.decode`` of the demo's latents, and how the streamed frames compare.
+
+    Attributes:
+        seconds: How long it took; its first frame comes with its last.
+        peak: Bytes that it added to the memory in use, at most; None where that is not known.
+        frames: Frames it gave.
+        equal: Frames whose every byte equals the streamed one, quantised by diffusers.
+        float_frames: Frames compared as float32 too.
+        float_equal: Whether all of those are equal.
+    """
+
+    seconds: float
+    peak: int | None
+    frames: int
+    equal: int
+    float_frames: int
+    float_equal: bool
+
+
+class PeakMemory:
+    """Measures how much memory is used at most from now on, above what is used now.
+
+    Args:
+        device: CUDA: what torch allocates there. Else: this process's resident memory, as Linux
+            tells it; other systems do not say.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device if torch.device(device).type == "cuda" else None
+        if self._cuda is not None:
+            torch.cuda.reset_peak_memory_stats(self._cuda)
+            self._before: int | None = torch.cuda.memory_allocated(self._cuda)
+        else:
+            # Not getrusage: its maximum outlives exec, so a child would report its parent's.
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+            self._before = _status("VmRSS")
+            self._high = _status("VmHWM")
+
+    def above(self) -> int | None:
+        """Bytes; None where that is not known."""
+        if self._before is None:
+            return None
+        if self._cuda is not None:
+            return torch.cuda.max_memory_allocated(self._cuda) - self._before
+        high = _status("VmHWM")
+        # An old maximum that could not be reset, and was not reached again, says nothing.
+        stale = high == self._high and high != self._before
+        return None if high is None or stale else high - self._before
+
+
+def compare(frames: Path, device: str, latents: int) -> Whole:
+    """Decode the demo's latents with ``vae.decode`` in a fresh process and compare.
+
+    Args:
+        frames: The streamed frames: bare uint8, (N, H, W, 3).
+        device: Where to decode.
+        latents: How many of the demo's latents were streamed.
+
+    Raises:
+        StreamVAEError: The process failed, as it does without enough memory.
+    """
+    home = str(Path(__file__).parent.parent)  # where this very package is, installed or not
+    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+    ran = subprocess.run(  # noqa: S603  # this package, with paths of our own
+        [sys.executable, "-m", __name__, str(frames), device, str(latents)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,  # ctrl-C is for the parent, which ends it
+    )
+    if ran.returncode != 0:
+        said = (ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"])[-1]
+        raise StreamVAEError(f"expected vae.decode to run in a process of its own, got: {said}")
+    return Whole(**json.loads(ran.stdout))
+
+
+def _main(frames: str, device: str, latents: str) -> None:
+    vae, z = default_vae().to(device), demo_latents()[0][:, :, : int(latents)]
+    on_device = z.to(device, vae.dtype)
+    peak = PeakMemory(device)
+    began = time.perf_counter()
+    with torch.inference_mode():
+        decoded: torch.Tensor = vae.decode(on_device, return_dict=False)[0]
+        if decoded.is_cuda:
+            torch.cuda.synchronize(decoded.device)
+    took, used = time.perf_counter() - began, peak.above()
+    floats = torch.as_tensor(collect(z[:, :, :FLOAT_LATENTS], vae, output="float32"))
+    like = decoded[:, :, : floats.shape[1]].permute(0, 2, 3, 4, 1).float().cpu()
+    result = Whole(
+        seconds=took,
+        peak=used,
+        frames=decoded.shape[2],
+        equal=_equal_frames(decoded, Path(frames)),
+        float_frames=floats.shape[1],
+        float_equal=torch.equal(floats, like),
+    )
+    sys.stdout.write(json.dumps(asdict(result)))
+
+
+def _equal_frames(decoded: torch.Tensor, path: Path) -> int:
+    """How many frames equal the streamed ones, brought to bytes by diffusers' own code."""
+    from diffusers.video_processor import VideoProcessor
+
+    pictures: list[Any] = VideoProcessor().postprocess_video(decoded, output_type="pil")[0]
+    height, width = decoded.shape[3:]
+    streamed = torch.from_numpy(np.fromfile(path, np.uint8)).view(-1, height, width, 3)
+    whole = (torch.from_numpy(np.array(picture)) for picture in pictures)
+    if len(streamed) != len(pictures):
+        return 0
+    return sum(torch.equal(one, other) for one, other in zip(whole, streamed, strict=True))
+
+
+def _status(field: str) -> int | None:
+    """A line of ``/proc/self/status`` in bytes; None where there is none."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    values = (line.split()[1] for line in lines if line.startswith(f"{field}:"))
+    return next((int(value) * 1024 for value in values), None)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,1 @@
+"""What is promised of CUDA, tried on a CUDA device."""

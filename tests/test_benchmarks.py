@@ -1,0 +1,89 @@
+"""The benchmark programs run, and what they compute from a trace is right."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(program: str, *args: str) -> str:
+    """Run a program as a user would."""
+    command = [sys.executable, str(BENCHMARKS / program), *args]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=110, cwd=BENCHMARKS.parent
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def trace(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module that reads traces."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    spec = importlib.util.spec_from_file_location("_trace", BENCHMARKS / "_trace.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_gpu_program_rehearses_anywhere(tmp_path: Path) -> None:
+    """With tiny weights it runs to its end and writes what makes a figure worth something."""
+    out = tmp_path / "wan.json"
+    args = ("--quick", "--device", "cpu", "--latents", "3", "--rounds", "1", "--out", str(out))
+    printed = run("wan_h200.py", *args)
+    result = json.loads(out.read_text())
+    assert {"command", "date", "versions", "cpu", "gpu", "filesystem"} <= set(result)
+    size = result["sizes"]["32x48"]
+    assert size["exact"] is True
+    assert {"device alone", "raw, synchronous", "raw, streamvae"} <= set(size["clips"])
+    assert len(size["clips"]["raw, streamvae"]["samples"]) == 1
+    assert size["heartbeat"]["idle loop"]["beats"] > 0
+    assert "rehearsal" in printed
+
+
+def test_the_cpu_program_runs(tmp_path: Path) -> None:
+    """It measures both loops, the first frame and memory."""
+    out = tmp_path / "cpu.json"
+    run("cpu.py", "--latents", "2", "--rounds", "1", "--out", str(out))
+    result = json.loads(out.read_text())
+    assert {"decode alone", "raw, synchronous", "raw, streamvae"} <= set(result["clips"])
+    assert result["first frame"]["first frame on the host"]["median"] > 0
+
+
+def test_spans_are_united(trace: ModuleType) -> None:
+    """Overlapping and touching work counts once."""
+    spans = [(5.0, 6.0), (0.0, 2.0), (1.0, 3.0), (3.0, 4.0)]
+    assert trace.merged(spans) == [(0.0, 4.0), (5.0, 6.0)]
+
+
+def test_utilisation_of_a_trace(trace: ModuleType) -> None:
+    """Work on the compute stream over the time from the first launch to the last copy's end."""
+
+    def event(category: str, name: str, begin: float, length: float, **args: int) -> object:
+        return {"cat": category, "name": name, "ts": begin, "dur": length, "args": args}
+
+    events = [
+        {"ph": "M", "name": "process_name"},
+        event("cuda_runtime", "cudaLaunchKernel", 100, 5, correlation=1),
+        event("cuda_driver", "cuLaunchKernelEx", 106, 5, correlation=2),
+        event("cuda_runtime", "cudaLaunchKernel", 50, 5, correlation=9),
+        event("kernel", "conv", 110, 40, stream=7, correlation=1),
+        event("kernel", "norm", 150, 20, stream=7, correlation=2),
+        event("gpu_memcpy", "Memcpy DtoD (Device -> Device)", 180, 10, stream=7, correlation=3),
+        event("gpu_memset", "Memset (Device)", 185, 10, stream=7, correlation=4),
+        event("kernel", "somebody else's", 60, 10, stream=13, correlation=9),
+        event("gpu_memcpy", "Memcpy DtoH (Device -> Pinned)", 195, 5, stream=20, correlation=5),
+    ]
+    result = trace.utilisation(events)
+    assert result["window_ms"] == pytest.approx(0.100)
+    assert result["union_ms"] == pytest.approx(0.075)
+    assert result["share"] == pytest.approx(0.75)
+    assert result["largest_gap_ms"] == pytest.approx(0.010)
