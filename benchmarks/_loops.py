@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -56,16 +55,22 @@ class Case:
             yield self.z[:, :, begin : begin + size]
             begin += size
 
-    def finish_device(self) -> None:
+    def finish_launches(self) -> None:
         """Wait for everything the device was given on the calling thread's stream."""
         if self.codec.device.type == "cuda":
             torch.cuda.current_stream(self.codec.device).synchronize()
 
+    def settle(self) -> None:
+        """Empty the folder, and wait until the device has nothing left of what ran before."""
+        for path in self.scratch.iterdir():
+            path.unlink()
+        if self.codec.device.type == "cuda":
+            torch.cuda.synchronize(self.codec.device)
+
 
 def timed(case: Case, call: Callable[[], object]) -> float:
-    """Seconds that ``call`` takes with an empty scratch folder."""
-    for path in case.scratch.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Seconds that ``call`` takes, from an idle device and an empty folder."""
+    case.settle()
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
@@ -92,7 +97,7 @@ def device_alone(case: Case, chunks: int | None = None) -> None:
             if index == chunks:
                 break
             recipe.decode((piece,))
-        case.finish_device()
+        case.finish_launches()
 
 
 def synchronous_raw(case: Case) -> None:

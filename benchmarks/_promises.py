@@ -11,7 +11,7 @@ import torch
 from _loops import Case, device_alone, on_launch_thread
 from _measure import Json, alternate, summary
 
-from streamvae import stream_decode
+from streamvae import RawFile, stream_decode
 
 #: Seconds between two beats.
 BEAT = 0.001
@@ -21,6 +21,7 @@ def first_frame(case: Case, rounds: int) -> dict[str, Json]:
     """Seconds to the first frame on the host, beside the first chunk alone on the device."""
 
     async def one() -> float:
+        case.settle()
         began = time.perf_counter()
         async with stream_decode(case.z, case.vae) as frames:
             async for frame in frames:
@@ -37,6 +38,27 @@ def first_frame(case: Case, rounds: int) -> dict[str, Json]:
         },
         rounds,
     )
+
+
+def phases(case: Case, rounds: int) -> dict[str, Json]:
+    """Seconds of each part of a stream into a raw file: what it costs besides decoding."""
+
+    async def one() -> dict[str, float]:
+        case.settle()
+        marks = [time.perf_counter()]
+        sink = RawFile(case.scratch / "out.raw")
+        async with stream_decode(case.z, case.vae, sinks=sink) as stream:
+            marks.append(time.perf_counter())
+            async for chunk in stream.chunks():
+                del chunk
+                marks.append(time.perf_counter())
+        parts = (marks[1], marks[2], marks[-1], time.perf_counter())
+        names = ("open", "to the first chunk", "to the last chunk", "close")
+        begins = (marks[0], *parts)
+        return {name: end - begin for name, begin, end in zip(names, begins, parts, strict=False)}
+
+    samples = [case.runner.run(one()) for _ in range(rounds)]
+    return {name: summary([each[name] for each in samples]) for name in samples[0]}
 
 
 def memory(case: Case, times: int) -> Json:

@@ -11,16 +11,19 @@ import torch
 from streamvae import stream_decode
 from streamvae.models import demo_latents
 
-
-async def _demo() -> npt.NDArray[np.uint8]:
-    clip = await stream_decode(demo_latents()[0]).collect()
-    pictures: npt.NDArray[np.uint8] = np.asarray(clip, np.uint8)[0]
-    return pictures
+#: Height and width of a rehearsal's latents.
+CORNER = 8
 
 
-def pictures(count: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+def latents(steps: int, *, quick: bool) -> torch.Tensor:
+    """Give the first ``steps`` latents of the demo clip; a corner of them for a rehearsal."""
+    whole, _ = demo_latents()
+    return whole[:, :, :steps, :CORNER, :CORNER] if quick else whole[:, :, :steps]
+
+
+def pictures(count: int, height: int, width: int, *, quick: bool) -> npt.NDArray[np.uint8]:
     """Give ``count`` frames (count, height, width, 3), uint8: the clip to and fro, resized."""
-    clip = asyncio.run(_demo())
+    clip = asyncio.run(_decoded(latents(2 if quick else count, quick=quick)))
     way = [*range(len(clip)), *range(len(clip) - 2, 0, -1)]
     made = np.empty((count, height, width, 3), np.uint8)
     for index in range(min(count, len(way))):
@@ -30,3 +33,7 @@ def pictures(count: int, height: int, width: int) -> npt.NDArray[np.uint8]:
     for index in range(len(way), count):
         made[index] = made[index - len(way)]
     return made
+
+
+async def _decoded(z: torch.Tensor) -> npt.NDArray[np.uint8]:
+    return np.asarray(await stream_decode(z).collect(), np.uint8)[0]

@@ -21,10 +21,10 @@ import _loops as loops
 import torch
 from _measure import Json, alternate, facts, show, write
 from _promises import first_frame
-from _real import pictures
+from _real import latents, pictures
 
 from streamvae import stream_decode
-from streamvae.models import default_vae, demo_latents
+from streamvae.models import default_vae
 
 
 def peak_memory(way: str, steps: int) -> int:
@@ -76,10 +76,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--latents", type=int, default=5, help="latent frames of the demo clip")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="a rehearsal: a corner of the clip")
     parser.add_argument("--out", type=Path, help="where to write JSON")
     parser.add_argument("--only", choices=("load", "stream", "whole"), help=argparse.SUPPRESS)
     said = parser.parse_args()
-    z = demo_latents()[0][:, :, : said.latents]
+    z = latents(said.latents, quick=said.quick)
     if said.only:
         run_alone(said.only, z)
         return
@@ -88,13 +89,15 @@ def main() -> None:
         case = loops.Case(vae, z, Path(scratch), runner)
         if find_spec("av"):
             height, width = case.codec.picture(tuple(z.shape)) or (0, 0)
-            case.real = pictures(case.codec.frames(z.shape[2]) or 0, height, width)
+            case.real = pictures(
+                case.codec.frames(z.shape[2]) or 0, height, width, quick=said.quick
+            )
         result = facts(torch.device("cpu")) | {"threads": torch.get_num_threads()}
         result["clips"] = clips(case, said.rounds)
         result["first frame"] = first_frame(case, said.rounds)
     show("whole clips", result["clips"])
     show("first frame", result["first frame"])
-    if Path("/proc/self/status").exists():
+    if not said.quick and Path("/proc/self/status").exists():
         ways = ("load", "stream", "whole")
         result["peak bytes"] = {way: peak_memory(way, said.latents) for way in ways}
         print("\npeak memory of a process")

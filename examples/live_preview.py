@@ -17,9 +17,7 @@ def draw(frame: Frame) -> str:
     rows = []
     for upper, lower in zip(picture[::2], picture[1::2], strict=True):
         pairs = zip(upper.tolist(), lower.tolist(), strict=True)
-        cells = (
-            f"\x1b[38;2;{a};{b};{c}m\x1b[48;2;{d};{e};{f}m▀" for (a, b, c), (d, e, f) in pairs
-        )
+        cells = (f"\x1b[38;2;{a};{b};{c}m\x1b[48;2;{d};{e};{f}m▀" for (a, b, c), (d, e, f) in pairs)
         rows.append("".join(cells) + "\x1b[0m")
     return "\n".join(rows)
 
@@ -33,7 +31,7 @@ async def main() -> None:
                 # Drawn in a thread: a blocked loop would hold up the stream.
                 print(f"\x1b[H\x1b[J{await asyncio.to_thread(draw, frame)}")
             print(f"frame {frame.index} at {frame.time:.2f} s")
-            if frame.index == 8:
+            if frame.index == 4:
                 break  # decoding stops within the chunk in flight
 
 

@@ -21,7 +21,7 @@ async def generate(count: int) -> AsyncIterator[torch.Tensor]:
 
 async def main() -> None:
     """Decode each latent when it is there; the generator is closed with the stream."""
-    async with stream_decode(generate(4), fps=fps) as stream:
+    async with stream_decode(generate(3), fps=fps) as stream:
         async for frame in stream:
             print(f"    frame {frame.index} for {frame.time:.2f} s")
         print(stream.stats.bottleneck)

@@ -10,7 +10,7 @@ async def main() -> None:
     """Decode the first latents of the embedded clip into two files, side by side."""
     latents, fps = demo_latents()
     sinks = [VideoFile("out.mp4", crf=16, overwrite=True), NpyFile("out.npy", overwrite=True)]
-    async with stream_decode(latents[:, :, :3], sinks=sinks, fps=fps) as stream:
+    async with stream_decode(latents[:, :, :2], sinks=sinks, fps=fps) as stream:
         info = stream.info
         print(f"{info.frames} frames of {info.width}x{info.height} by {info.family}")
         stats = await stream.finish()

@@ -16,13 +16,13 @@ from ._chunks import StreamInfo
 from ._errors import UsageError
 from ._stats import StreamStats
 from ._terminal import mebibytes, run_stream, seconds
-from ._whole import PeakMemory, Whole, compare
+from ._whole import PeakMemory, Whole, compare_with_whole
 from .codecs import codec_for
 from .models import default_vae, demo_latents
 from .sinks import RawFile, VideoFile
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL.Image import Image as Picture
 
 #: Written into the contact sheet, so that the next demo knows what it may replace.
 MARK = "streamvae demo"
@@ -54,7 +54,7 @@ class Streamed:
 
 
 def run_demo(folder: Path, *, overwrite: bool, device: str, limit: float | None) -> Streamed:
-    """Stream the embedded clip into ``demo.mp4`` and ``demo.png``, then compare with ``vae.decode``.
+    """Stream the embedded clip into ``demo.mp4`` and ``demo.png``; compare with ``vae.decode``.
 
     Args:
         folder: Where to; made if it is not there.
@@ -83,17 +83,21 @@ def run_demo(folder: Path, *, overwrite: bool, device: str, limit: float | None)
     with tempfile.TemporaryDirectory(prefix="streamvae-") as room:
         frames = RawFile(Path(room, "frames.raw"))
         memory = PeakMemory(device)
-        info, stats = run_stream(latents, vae, (film, frames), "streaming", fps=fps)
+        info, stats = run_stream(latents, vae, [film], "streaming", [frames], fps=fps)
         peak = memory.above()
         shape = json.loads(frames.sidecar.read_text(encoding="utf-8"))["shape"]
         pixels = np.memmap(frames.path, np.uint8, "r", shape=tuple(shape))
         _save_sheet(contact_sheet(pixels, fps), sheet)
         del pixels  # Windows removes no file that is mapped
-        whole = compare(frames.path, device, latents.shape[2])
+        try:
+            whole = compare_with_whole(frames.path, device, latents.shape[2])
+        except BaseException as error:
+            error.add_note(f"{video} and {sheet} are complete, but not compared with vae.decode")
+            raise
     return Streamed(info, stats, peak, video, sheet, whole)
 
 
-def contact_sheet(frames: npt.NDArray[np.uint8], fps: float) -> Image:
+def contact_sheet(frames: npt.NDArray[np.uint8], fps: float) -> Picture:
     """Lay out twelve frames from first to last, each with its time.
 
     Args:
@@ -147,7 +151,8 @@ def is_exact(whole: Whole, frames: int) -> bool:
 
 def exactness(whole: Whole, frames: int) -> str:
     """How the streamed frames compare with those of ``vae.decode``, in words."""
-    floats = f"float32: the first {whole.float_frames} frames {'' if whole.float_equal else 'not '}equal"
+    equal = "equal" if whole.float_equal else "not equal"
+    floats = f"float32: the first {whole.float_frames} frames {equal}"
     if whole.equal == whole.frames == frames:
         return f"all {frames} frames equal those of vae.decode, byte for byte ({floats})"
     return (
@@ -177,11 +182,13 @@ def _is_ours(sheet: Path) -> bool:
         return False
 
 
-def _save_sheet(sheet: Image, path: Path) -> None:
+def _save_sheet(sheet: Picture, path: Path) -> None:
+    from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     text = PngInfo()
     text.add_text("Software", MARK)
     partial = path.with_name(path.name + ".partial")
-    sheet.save(partial, "PNG", pnginfo=text, optimize=True)
+    few = sheet.quantize(256, dither=Image.Dither.FLOYDSTEINBERG)  # a third of the bytes
+    few.save(partial, "PNG", pnginfo=text, optimize=True)
     partial.replace(path)

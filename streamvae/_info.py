@@ -19,11 +19,10 @@ from .latents import open_latents
 from .sinks import BY_SUFFIX
 
 
-def versions() -> Iterator[str]:
-    """What is installed here, and what is known."""
-    packages = ("streamvae", "torch", "diffusers", "av")
-    installed = ", ".join(f"{name} {_version(name)}" for name in packages)
-    yield f"{installed}, python {platform.python_version()}"
+def versions(ours: str) -> Iterator[str]:
+    """What is installed here, beside streamvae ``ours``, and what is known."""
+    installed = (f"{name} {_version(name)}" for name in ("torch", "diffusers", "av"))
+    yield f"streamvae {ours}, {', '.join(installed)}, python {platform.python_version()}"
     yield f"devices: {', '.join(_devices())}"
     yield f"families: {', '.join(known_families())}"
     missing = {} if find_spec("av") else {".mp4": " (needs: pip install 'streamvae[video]')"}
@@ -68,7 +67,7 @@ def plan(shape: tuple[int, ...] | None, vae: torch.nn.Module, *, embedded: bool)
     size = "" if picture is None else f" of {picture[1]}x{picture[0]}"
     chunks = 1 + max(0, -(-(length - cut.first) // cut.rest))
     yield f"gives: {codec.frames(length)} {unit}{size}"
-    yield f"chunks: {chunks}, the first of {cut.first} latents, then {cut.rest} at a time"
+    yield f"chunks: {chunks}, of {cut.first} latent(s) first, then of {cut.rest}"
 
 
 def summary(info: StreamInfo, stats: StreamStats, files: Sequence[str]) -> Iterator[str]:

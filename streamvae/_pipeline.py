@@ -86,21 +86,19 @@ class Pipeline:
         """Close every queue and drop what is in it. Idempotent; works without a running loop."""
         for worker in self._workers:
             worker.send.close()
-            with contextlib.suppress(
-                anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError
-            ):
-                while True:
-                    worker.receive.receive_nowait()
-            worker.receive.close()
+            _discard(worker.receive)
 
     async def _work(self, worker: _Worker[Any, Any]) -> None:
         with worker.scope:
             try:
                 await worker.run(self._clock)
-            except Exception as error:  # noqa: BLE001  # kept, and raised by run()
-                error.add_note(worker.place())
-                # A traceback that somebody keeps must not pin chunks.
+            except BaseException as error:
+                # Whoever keeps the traceback (for a cancellation, a cycle of anyio's) must not
+                # pin chunks or slots.
                 traceback.clear_frames(error.__traceback__)
+                if not isinstance(error, Exception):
+                    raise
+                error.add_note(worker.place())
                 if self._error is None:
                     self._error = error
             finally:
@@ -175,6 +173,8 @@ class _Worker(Generic[A, B]):
                     finally:
                         self.times.waiting_output += clock() - sending
                         del item  # else it lives on while the next one is made
+                    if self.scope.cancel_called:
+                        return  # taken by a stage that was leaving, and dropped
                     self.times.chunks += 1
                     self.times.note(clock() - began)
         finally:
@@ -190,5 +190,13 @@ class _Worker(Generic[A, B]):
         """Close both ends, and wake the stage before, which works for nobody now."""
         self.send.close()
         if self.before is not None:
-            self.before.receive.close()
             self.before.scope.cancel()
+            _discard(self.before.receive)
+
+
+def _discard(queue: MemoryObjectReceiveStream[Any]) -> None:
+    """Close ``queue`` and let go of what is in it, which a closed queue would keep."""
+    with contextlib.suppress(anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
+        while True:
+            queue.receive_nowait()
+    queue.close()

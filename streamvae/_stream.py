@@ -13,7 +13,7 @@ import anyio
 
 from ._chunks import Array, Frame, StreamInfo
 from ._collect import Collector
-from ._errors import ClosedError, SinkTimeout
+from ._errors import ClosedError, SinkTimeout, UsageError
 from ._options import Mode, Options, Progress, SinkLike, device_of, sinks_of
 from ._pixels import Output
 from ._recipe import Transform
@@ -116,6 +116,7 @@ class FrameStream:
     def __init__(self, supervise: Callable[[], Supervisor]) -> None:
         self._supervise = supervise
         self._run: _Run | None = None
+        self._dropped: weakref.finalize[[], FrameStream]  # made with _run
         self._iterated = False
         self._closed = False
 
@@ -200,7 +201,7 @@ class FrameStream:
         self._run.task.cancel()
         with anyio.CancelScope(shield=True):
             await asyncio.wait([self._run.task])
-        self._run.supervisor.pipeline.close()
+        self._over(self._run)
         stuck, self._run.supervisor.stuck = self._run.supervisor.stuck, []
         for other in stuck[1:]:
             stuck[0].add_note(str(other))
@@ -219,12 +220,14 @@ class FrameStream:
     def _start(self) -> _Run:
         self._check_open()
         if self._run is None:
+            loop = _running_loop()
             supervisor = self._supervise()
-            task = asyncio.get_running_loop().create_task(supervisor.run(), name="streamvae")
+            task = loop.create_task(supervisor.run(), name="streamvae")
             task.add_done_callback(supervisor.task_done)
             self._run = _Run(supervisor, task)
             # The task does not end with whoever drops the stream unless it is told to.
-            weakref.finalize(self, self._run.abandon).atexit = False
+            self._dropped = weakref.finalize(self, self._run.abandon)
+            self._dropped.atexit = False
         return self._run
 
     async def _open(self) -> None:
@@ -261,10 +264,26 @@ class FrameStream:
         """Wait for the task and raise what ended it, if that was not the end of its work."""
         await asyncio.wait([run.task])
         self._closed = True
-        run.supervisor.pipeline.close()
+        self._over(run)
         if run.task.cancelled():
             raise ClosedError("expected an open stream, got one that was closed")
         run.task.result()
+
+    def _over(self, run: _Run) -> None:
+        """Let go of what the task, which has ended, has left."""
+        run.supervisor.pipeline.close()
+        # It would keep the task, so its error, so that one's traceback, so this stream alive.
+        self._dropped.detach()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise UsageError(
+            "expected a running asyncio loop (uvloop's will do, trio's will not), got none; "
+            "without a loop use save, iter_decode or collect"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,10 +296,11 @@ class _Run:
     def abandon(self) -> None:
         """Stop, from wherever a collection happens to run, even after the loop."""
         loop = self.task.get_loop()
-        if loop.is_closed():
-            self.supervisor.pipeline.close()
-        else:
-            loop.call_soon_threadsafe(self._stop)
+        with contextlib.suppress(RuntimeError):  # closed just now, or without ending its tasks
+            if loop.is_closed():
+                self.supervisor.pipeline.close()
+            else:
+                loop.call_soon_threadsafe(self._stop)
 
     def _stop(self) -> None:
         if not self.task.cancel():

@@ -7,7 +7,7 @@ import contextlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Unpack
 
 import typer
 
@@ -21,6 +21,7 @@ from ._errors import (
     UnknownSourceError,
     UsageError,
 )
+from ._options import StreamOptions
 from ._stats import StreamStats
 from ._stream import FrameStream, stream_decode
 from .latents import LatentsLike
@@ -37,7 +38,12 @@ UNITS = {"video": "frames", "image": "pictures", "sound": "samples"}
 
 
 def run_stream(
-    latents: LatentsLike, source: object, sinks: Sequence[FileSink], label: str, **options: Any
+    latents: LatentsLike,
+    source: object,
+    sinks: Sequence[FileSink],
+    label: str,
+    scratch: Sequence[FileSink] = (),
+    **options: Unpack[StreamOptions],
 ) -> tuple[StreamInfo, StreamStats]:
     """Run a stream to its end, with a bar where standard error is a terminal.
 
@@ -48,15 +54,16 @@ def run_stream(
         source: See `stream_decode`.
         sinks: Files to keep it in.
         label: Stands before the bar.
+        scratch: Files that nobody is told of, for they are soon gone.
         **options: Every other option of `stream_decode`.
 
     Raises:
         KeyboardInterrupt: It was stopped; as with every other error a note says what is kept.
     """
-
     with bar(label) as progress:
         # Made here, not on the loop: bad options raise before there is one.
-        stream = stream_decode(latents, source, sinks=sinks, progress=progress, **options)
+        options["progress"] = progress
+        stream = stream_decode(latents, source, sinks=(*sinks, *scratch), **options)
         try:
             return asyncio.run(_finish(stream))
         except BaseException as error:
@@ -101,7 +108,7 @@ def report(error: BaseException) -> int:
     """
     notes = "; ".join(note.rstrip(".") for note in getattr(error, "__notes__", ()))
     if isinstance(error, KeyboardInterrupt):
-        typer.echo(f"aborted: {notes or 'nothing was kept'}", err=True)
+        typer.echo(f"aborted: {notes}" if notes else "aborted", err=True)
         return ABORTED
     format_message = getattr(error, "format_message", None)
     if format_message is not None:

@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 _lock = threading.Lock()
 _running = 0
+_here = threading.local()
 
 
 def calls_running() -> int:
@@ -39,12 +40,17 @@ def _count(change: int) -> None:
 
 @contextlib.contextmanager
 def parked() -> Iterator[None]:
-    """Say that this worker thread waits for the outside world and is not working."""
-    _count(-1)
+    """Say that this worker thread waits for the outside world and is not working.
+
+    Nor is any call queued behind it.
+    """
+    line: _Line | None = getattr(_here, "line", None)
+    park = _count if line is None else line.park
+    park(-1)
     try:
         yield
     finally:
-        _count(1)
+        park(1)
 
 
 def counted(call: Callable[P, T]) -> Callable[P, T]:
@@ -60,12 +66,44 @@ def counted(call: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
+class _Line:
+    """The calls that wait for one thread, the one it is in included."""
+
+    def __init__(self) -> None:
+        self.calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._unended = 0
+        self._parked = False
+
+    def count(self, change: int) -> None:
+        """A call came or ended."""
+        with _lock:
+            self._unended += change
+            self._report(0 if self._parked else change)
+
+    def park(self, change: int) -> None:
+        """The call that the thread is in began (-1) or ended (1) to wait for the outside world."""
+        with _lock:
+            self._parked = change < 0
+            self._report(change * self._unended)
+
+    def _report(self, change: int) -> None:
+        global _running  # noqa: PLW0603  # one number for the whole process
+        _running += change
+
+    def work(self) -> None:
+        """Be the thread."""
+        _here.line = self
+        while (call := self.calls.get()) is not None:
+            call()
+            del call  # else its results stay alive until the next call
+
+
 class Worker:
     """One daemon thread that runs calls one after another, started by the first call."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._line = _Line()
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
 
@@ -73,18 +111,20 @@ class Worker:
         """Queue ``call`` and return its future; cancelling it works until the call has begun."""
         future: Future[T] = Future()
 
-        def run() -> None:
-            try:
-                if future.set_running_or_notify_cancel():
-                    _fulfil(future, lambda: call(*args, **kwargs))
-            finally:
-                _count(-1)
-
-        _count(1)
         with self._start_lock:
-            self._calls.put(run)
+            line = self._line
+
+            def run() -> None:
+                try:
+                    if future.set_running_or_notify_cancel():
+                        _fulfil(future, lambda: call(*args, **kwargs))
+                finally:
+                    line.count(-1)
+
+            line.count(1)
+            line.calls.put(run)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name=self.name, daemon=True)
+                self._thread = threading.Thread(target=line.work, name=self.name, daemon=True)
                 self._thread.start()
         return future
 
@@ -92,15 +132,9 @@ class Worker:
         """Let the thread end once the calls already queued are done. A later call starts anew."""
         with self._start_lock:
             if self._thread is not None:
-                self._calls.put(None)
-                self._calls = queue.SimpleQueue()
+                self._line.calls.put(None)
+                self._line = _Line()
                 self._thread = None
-
-    def _work(self) -> None:
-        calls = self._calls
-        while (call := calls.get()) is not None:
-            call()
-            del call  # else its results stay alive until the next call
 
 
 def _fulfil(future: Future[T], call: Callable[[], T]) -> None:

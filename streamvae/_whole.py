@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ import numpy as np
 import torch
 
 from ._errors import StreamVAEError
-from ._sync import collect
+from ._sync import iter_decode
 from .models import default_vae, demo_latents
 
-#: Latents also compared as float32, which takes a second stream: the first ones are enough.
-FLOAT_LATENTS = 3
+#: Frames also compared as float32, which takes a second stream; it is left after these.
+FLOAT_FRAMES = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class PeakMemory:
         return None if high is None or stale else high - self._before
 
 
-def compare(frames: Path, device: str, latents: int) -> Whole:
+def compare_with_whole(frames: Path, device: str, latents: int) -> Whole:
     """Decode the demo's latents with ``vae.decode`` in a fresh process and compare.
 
     Args:
@@ -116,14 +117,16 @@ def _main(frames: str, device: str, latents: str) -> None:
         if decoded.is_cuda:
             torch.cuda.synchronize(decoded.device)
     took, used = time.perf_counter() - began, peak.above()
-    floats = torch.as_tensor(collect(z[:, :, :FLOAT_LATENTS], vae, output="float32"))
-    like = decoded[:, :, : floats.shape[1]].permute(0, 2, 3, 4, 1).float().cpu()
+    with contextlib.closing(iter_decode(z, vae, output="float32")) as stream:
+        first = islice(stream, FLOAT_FRAMES)
+        floats = torch.stack([torch.as_tensor(frame.data) for frame in first])
+    like = decoded[0, :, : len(floats)].permute(1, 2, 3, 0).float().cpu()
     result = Whole(
         seconds=took,
         peak=used,
         frames=decoded.shape[2],
         equal=_equal_frames(decoded, Path(frames)),
-        float_frames=floats.shape[1],
+        float_frames=len(floats),
         float_equal=torch.equal(floats, like),
     )
     sys.stdout.write(json.dumps(asdict(result)))

@@ -12,17 +12,17 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
 from typer.core import TyperGroup
 
-from . import _info, _terminal, __version__
+from . import __version__, _info, _terminal
 from ._demo import is_exact, lines, run_demo
 from ._errors import UsageError
 from .backends import for_device
-from .models import default_vae
+from .models import DEFAULT_VAE
 from .models._load import load_autoencoder
 from .sinks import FileSink, sink_for
 
@@ -59,9 +59,9 @@ class _Commands(TyperGroup):
         complete_var: str | None = None,
         standalone_mode: bool = True,  # noqa: FBT001, FBT002  # typer's signature
         windows_expand_args: bool = True,  # noqa: FBT001, FBT002
-        **extra: Any,
-    ) -> Any:
-        """Run the command line ``args``."""
+        **extra: Any,  # noqa: ANN401
+    ) -> NoReturn:
+        """Run the command line ``args`` and end the process."""
         del standalone_mode
         try:
             code = super().main(
@@ -72,11 +72,18 @@ class _Commands(TyperGroup):
                 windows_expand_args=windows_expand_args,
                 **extra,
             )
-        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # all are reported
+        except Exception as error:  # noqa: BLE001  # all are reported
             if _traceback_wanted:
                 _terminal.show_traceback(error)
             code = _terminal.report(error)
         sys.exit(code)
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  # typer's signature
+        """Run the command; say here that it was stopped, for typer would not say it."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise typer.Exit(_terminal.report(error)) from None
 
 
 app = typer.Typer(
@@ -156,7 +163,8 @@ def demo(
 @app.command()
 def decode(
     latents: Annotated[
-        Path, typer.Argument(metavar="LATENTS", help=".safetensors, .pt or .npy", show_default=False)
+        Path,
+        typer.Argument(metavar="LATENTS", help=".safetensors, .pt or .npy", show_default=False),
     ],
     *,
     out: Annotated[
@@ -182,7 +190,7 @@ def decode(
     ] = NonFinite.stop,
     device: DeviceOption = None,
     dtype: Annotated[
-        Dtype | None, typer.Option(help="Cast the weights.", show_default="as saved")
+        Dtype | None, typer.Option(help="Dtype of the weights.", show_default="float32")
     ] = None,
     overwrite: OverwriteOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No summary.")] = False,
@@ -220,7 +228,7 @@ def info(
     vae: VaeOption = None,
 ) -> None:
     """Show versions, devices, families and sinks; of LATENTS, what decoding would give."""
-    for line in _info.versions():
+    for line in _info.versions(__version__):
         typer.echo(line)
     if latents is None and vae is None:
         return
@@ -245,8 +253,8 @@ def _device(wanted: str | None) -> str:
 
 
 def _autoencoder(source: str | None, device: str, dtype: Dtype | None) -> torch.nn.Module:
-    vae = default_vae() if source is None else load_autoencoder(source)
-    return vae.to(device) if dtype is None else vae.to(device, getattr(torch, dtype.value))
+    wanted = None if dtype is None else getattr(torch, dtype.value)
+    return load_autoencoder(DEFAULT_VAE if source is None else source, wanted).to(device)
 
 
 def _sink(path: Path, *, overwrite: bool) -> FileSink:

@@ -171,22 +171,23 @@ async def persist(
 
 async def _accept(chunk: HostChunk, sinks: Sequence[Sink]) -> None:
     errors: list[Exception] = []
-
-    async def write(sink: Sink) -> None:
-        try:
-            await sink.write(chunk)
-        except Exception as error:  # noqa: BLE001  # the other sinks still get this chunk
-            error.add_note(f"While sink {sink.name} took chunk {chunk.index}.")
-            errors.append(error)
-
     if len(sinks) == 1:
-        await write(sinks[0])
+        await _write(sinks[0], chunk, errors)
     elif sinks:
         async with anyio.create_task_group() as group:
             for sink in sinks:
-                group.start_soon(write, sink)
+                group.start_soon(_write, sink, chunk, errors)
     if errors:
         raise errors[0]
+
+
+# Not a closure over the chunk: the frames of a kept traceback would hold it, cleared or not.
+async def _write(sink: Sink, chunk: HostChunk, errors: list[Exception]) -> None:
+    try:
+        await sink.write(chunk)
+    except Exception as error:  # noqa: BLE001  # the other sinks still get this chunk
+        error.add_note(f"While sink {sink.name} took chunk {chunk.index}.")
+        errors.append(error)
 
 
 def check_finite(index: int, nonfinite: NonFinite, *, latents: bool, pixels: bool) -> None:

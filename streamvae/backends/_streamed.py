@@ -62,7 +62,7 @@ class _Made:
 class _Flight:
     """A copy under way. See Note [Memory in flight]."""
 
-    source: Rendered
+    source: Rendered | None
     buffer: torch.Tensor
     done: Event
     ticket: Ticket
@@ -235,7 +235,11 @@ class StreamedBackend:
 
     def _collect(self, copy: Copy) -> Downloaded:
         flight = _flight(copy)
-        pixels, finite = _views(flight.buffer, flight.source)
+        # The thread keeps the flight until its next call; the pixels go now.
+        source, flight.source = flight.source, None
+        if source is None:
+            raise ValueError("expected a copy that is not collected yet, got one that is")
+        pixels, finite = _views(flight.buffer, source)
         target = torch.empty(pixels.shape, dtype=pixels.dtype)
         target.copy_(pixels)  # outside the GIL, and the page faults of fresh memory with it
         latents_finite, pixels_finite = (bool(flag) for flag in finite.tolist())

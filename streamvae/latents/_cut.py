@@ -157,6 +157,8 @@ class _Kind:
 def _check_tensor(tensor: torch.Tensor) -> None:
     if tensor.layout is not torch.strided:
         raise LatentsError(f"expected dense latents, got {tensor.layout}")
+    if tensor.is_meta:
+        raise LatentsError("expected latents that hold numbers, got latents on the meta device")
     _check_dtype(tensor.dtype)
 
 

@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     import torch
 
 
-def load_autoencoder(source: str | os.PathLike[str]) -> torch.nn.Module:
-    """Load an autoencoder in diffusers' format, in the dtype it was saved in, ready to decode.
+def load_autoencoder(
+    source: str | os.PathLike[str], dtype: torch.dtype | None = None
+) -> torch.nn.Module:
+    """Load an autoencoder in diffusers' format, ready to decode.
 
     Args:
         source: A directory or hub id of an autoencoder, or of a pipeline that has one in ``vae``.
+        dtype: Of the weights; None for float32, as diffusers has it, whatever they were saved in.
 
     Raises:
         UnknownSourceError: Nothing there says which class of diffusers it is.
@@ -31,7 +34,7 @@ def load_autoencoder(source: str | os.PathLike[str]) -> torch.nn.Module:
             f"got a config of class {name!r}"
         )
     vae: torch.nn.Module = loader.from_pretrained(
-        os.fspath(source), subfolder=subfolder, torch_dtype="auto"
+        os.fspath(source), subfolder=subfolder, torch_dtype=dtype
     )
     return vae.eval().requires_grad_(requires_grad=False)
 

@@ -117,7 +117,8 @@ class Partial:
         """Empty the file for its first chunk; positioned at 0."""
         file = self._open_file
         self._ours = True
-        file.truncate(0)
+        if os.fstat(file.fileno()).st_size:  # ext4 writes a truncated file out when it is closed
+            file.truncate(0)
         return file
 
     def publish(self) -> None:

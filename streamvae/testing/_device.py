@@ -46,16 +46,25 @@ class ManualEvent:
 
 @dataclass(eq=False)
 class FakeEvent:
-    """An event recorded on a stream of a `FakeDevice`: the end of one piece of work."""
+    """An event recorded on a stream of a `FakeDevice`: the end of one piece of work.
+
+    The work begins when everything in ``after`` has happened; from then on what it makes is
+    undefined, whatever it was before. If something it read was gone, it has made `POISON`, and so
+    has whatever read that.
+    """
 
     device: FakeDevice
-    after: tuple[Event, ...]
+    after: tuple[Event, ...] = field(repr=False)
+    inputs: tuple[Event, ...] = field(repr=False)
     seconds: float
     submitted: float
     gate: ManualEvent | None
-    hidden: list[_Hidden] = field(default_factory=list)
+    hidden: list[_Hidden] = field(default_factory=list, repr=False)
     sources: tuple[weakref.ref[object], ...] = ()
     finished: float | None = None
+    lost: bool = False
+    begun: bool = False
+    next: FakeEvent | None = field(default=None, repr=False)
 
     def query(self) -> bool:
         """Whether the stream has come this far."""
@@ -65,7 +74,7 @@ class FakeEvent:
     def _advance(self) -> bool:
         if self.finished is not None:
             return True
-        if not all(event.query() for event in self.after):
+        if not self._begin():
             return False
         if self.gate is not None and not self.gate.query():
             return False
@@ -76,11 +85,24 @@ class FakeEvent:
         if self.device.clock() < began + self.seconds:
             return False
         self.finished = began + self.seconds
-        lost = any(source() is None for source in self.sources)
+        self.lost = any(source() is None for source in self.sources) or any(
+            isinstance(event, FakeEvent) and event.lost for event in self.inputs
+        )
         for hidden in self.hidden:
-            hidden.show(poisoned=lost)
-        self.after = ()
+            hidden.show(poisoned=self.lost)
+        following, self.next = self.next, None
+        if following is not None:
+            following._begin()
+        self.after, self.inputs = (), ()
         return True
+
+    def _begin(self) -> bool:
+        if not self.begun and all(event.query() for event in self.after):
+            self.begun = True
+            for hidden in self.hidden:
+                if not hidden.revealed:  # else poisoned once it is hidden again
+                    poison(hidden.tensor)
+        return self.begun
 
 
 @dataclass(eq=False)
@@ -93,6 +115,7 @@ class _Hidden:
 
     tensor: torch.Tensor
     content: torch.Tensor
+    revealed: int = 0
 
     def show(self, *, poisoned: bool) -> None:
         if poisoned:
@@ -153,7 +176,8 @@ class FakeDevice:
         finally:
             with self.lock:
                 for event, hidden in self._revealed.pop(threading.get_ident(), []):
-                    if not event.query():
+                    hidden.revealed -= 1
+                    if not (hidden.revealed or event.query()):
                         poison(hidden.tensor)
 
     def wait(self, stream: Stream, event: Event) -> None:
@@ -164,6 +188,7 @@ class FakeDevice:
                 revealed = self._revealed.setdefault(threading.get_ident(), [])
                 for hidden in getattr(event, "hidden", []):
                     hidden.show(poisoned=False)
+                    hidden.revealed += 1
                     revealed.append((event, hidden))
 
     def record(
@@ -180,11 +205,18 @@ class FakeDevice:
             (self.launches if stream == "compute" else self.copies).append(gate)
         with self.lock:
             last = self._last[stream]
-            after = (*self._waits[stream], *([] if last is None else [last]))
-            self._waits[stream] = []
+            waits, self._waits[stream] = tuple(self._waits[stream]), []
             event = FakeEvent(
-                self, after, self._seconds[stream], self.clock(), gate, *self._watch(made, read)
+                self,
+                waits if last is None else (*waits, last),
+                waits,
+                self._seconds[stream],
+                self.clock(),
+                gate,
+                *self._watch(made, read),
             )
+            if last is not None and last.finished is None:
+                last.next = event
             self._last[stream] = event
             event.query()
         return event

@@ -30,6 +30,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Seconds of virtual time since the loop was made."""
         return self._now
 
+    def advance(self, seconds: float) -> None:
+        """Let ``seconds`` pass at once; what is due by then runs in the next turn, once."""
+        self._now += seconds
+
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts
     ) -> asyncio.Future[T]:

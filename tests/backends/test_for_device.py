@@ -10,7 +10,7 @@ import torch
 
 from streamvae._errors import DeviceError
 from streamvae.abc import Rendered
-from streamvae.backends import for_device, mark
+from streamvae.backends import for_device, mark, mark_weights
 
 
 def test_one_for_a_device_and_process() -> None:
@@ -36,6 +36,12 @@ def test_a_device_that_is_not_there(device: str) -> None:
 def test_host_tensors_need_no_event() -> None:
     """Only CUDA tensors are still being written when they are given."""
     assert mark(torch.zeros(2)) is None
+
+
+@pytest.mark.parametrize("source", [torch.nn.Linear(2, 2), torch.nn.Identity(), "a/path", None])
+def test_weights_on_the_host_need_no_event(source: object) -> None:
+    """Only weights on a CUDA device may still be on their way when a stream is made."""
+    assert mark_weights(source) == ()
 
 
 def _decodes() -> bool:

@@ -257,3 +257,12 @@ def test_handles_of_others_are_refused() -> None:
         done(backend.settle(object()))
     with pytest.raises(TypeError, match="expected what download"):
         done(backend.collect(object()))  # type: ignore[arg-type]
+
+
+def test_a_copy_is_collected_once() -> None:
+    """A second collect of a copy is refused: its slot may be another's by then."""
+    backend = FakeBackend()
+    copy = copy_of(backend, *launch(backend, 6))
+    assert (done(backend.collect(copy)).pixels == 6).all()
+    with pytest.raises(ValueError, match="not collected yet"):
+        done(backend.collect(copy))

@@ -1,0 +1,235 @@
+"""Break the code on purpose, and see a test fail for each break: ``python tests/hazards.py [WORD ...]``.
+
+Every hazard is a named patch to a copy of the package, where exactly one place must match, and the
+test that must notice. The tests pass on an unpatched copy, and fail on the patched one; the exit
+code is 0 only then. When code moves, a patch that no longer fits fails loudly.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One textual replacement."""
+
+    file: str
+    old: str
+    new: str
+
+    def apply(self, package: Path) -> None:
+        """Replace the one place that matches in the copy at ``package``.
+
+        Raises:
+            LookupError: None matches, or several do.
+        """
+        path = package / self.file
+        text = path.read_text(encoding="utf-8")
+        if (count := text.count(self.old)) != 1:
+            raise LookupError(
+                f"expected one place in {self.file} to match, found {count}:\n{self.old}"
+            )
+        path.write_text(text.replace(self.old, self.new), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Hazard:
+    """What must never be, how to bring it about, and the test that must fail then."""
+
+    name: str
+    test: str
+    patches: tuple[Patch, ...]
+
+
+def hazard(name: str, test: str, *patches: tuple[str, str, str]) -> Hazard:
+    """A hazard of (file, old, new) patches."""
+    return Hazard(name, f"tests/{test}", tuple(Patch(*patch) for patch in patches))
+
+
+STREAMED = "backends/_streamed.py"
+HAZARDS = (
+    hazard(
+        "a slot is read before its copy's event",
+        "test_stream.py::test_every_frame_comes_in_order",
+        (
+            "stages.py",
+            "await wait(copy.done, backend.device,"
+            ' stage="download", chunk=index, timeout=timeout)\n',
+            "pass\n",
+        ),
+    ),
+    hazard(
+        "the copy stream does not wait for the launch",
+        "test_stream.py::test_every_frame_comes_in_order",
+        (STREAMED, 'self._driver.wait("copy", ready)\n', "pass\n"),
+    ),
+    hazard(
+        "a slot's memory is reused before it was collected",
+        "test_stream.py::test_streams_share_a_device",
+        (
+            STREAMED,
+            "        self._flights.append(flight)\n        return _Copy(flight)\n",
+            "        self._flights.append(flight)\n"
+            "        self._pool.give_back(buffer)\n        return _Copy(flight)\n",
+        ),
+        (STREAMED, "        self._pool.give_back(flight.buffer)\n        flight.ticket", "        flight.ticket"),
+    ),
+    hazard(
+        "a slot's place is given back before its event",
+        "backends/test_streamed.py::test_an_abandoned_copy_keeps_its_slot_until_its_event",
+        (STREAMED, "self.flight.ticket.leave(after=self.flight.done)", "self.flight.ticket.leave()"),
+    ),
+    hazard(
+        "a consumer gets a view of the slot",
+        "test_stream.py::test_every_frame_comes_in_order",
+        (
+            STREAMED,
+            "        target = torch.empty(pixels.shape, dtype=pixels.dtype)\n"
+            "        target.copy_(pixels)",
+            "        target = pixels",
+        ),
+    ),
+    hazard(
+        "the source of a copy is freed before the copy",
+        "test_stream.py::test_every_frame_comes_in_order",
+        (
+            STREAMED,
+            "flight = _Flight(rendered, buffer, done, slot)",
+            "flight = _Flight(Rendered(rendered.pixels.clone(), rendered.finite), buffer, done, slot)",
+        ),
+    ),
+    hazard(
+        "latents are launched without their event",
+        "test_stream.py::test_latents_that_are_still_being_written",
+        ("stages.py", "turn, after=after, hold=hold)", "turn, after=(), hold=hold)"),
+    ),
+    hazard(
+        "the compute stream does not wait for the latents",
+        "test_stream.py::test_latents_that_are_still_being_written",
+        (STREAMED, 'self._driver.wait("compute", event)', "pass"),
+    ),
+    hazard(
+        "latents are let go before the kernels have read them",
+        "test_stream.py::test_every_frame_comes_in_order",
+        (STREAMED, "held = self._held.keep(hold)", "held = self._held.keep(())"),
+    ),
+    hazard(
+        "latents of a launch that raised are not fenced",
+        "backends/test_streamed.py::test_a_launch_that_raises_is_fenced_too",
+        (STREAMED, "            turn.leave(after=ready)\n", "            turn.leave()\n"),
+    ),
+    hazard(
+        "a frame is delivered before the sink accepted it",
+        "test_stream.py::test_a_frame_that_is_seen_was_accepted",
+        (
+            "stages.py",
+            "        await _accept(chunk, sinks)\n        yield chunk\n",
+            "        yield chunk\n        await _accept(chunk, sinks)\n",
+        ),
+    ),
+    hazard(
+        "streams share a decoder's state",
+        "codecs/test_cached.py::test_interleaved",
+        (
+            "codecs/_cached.py",
+            "        self._caches: list[Cache] = []\n        self._clip",
+            "        self._caches: list[Cache] = globals().setdefault('shared', [])\n"
+            "        self._clip",
+        ),
+    ),
+    hazard(
+        "three launches are unfinished",
+        "test_overlap.py::test_two_unfinished_launches",
+        (STREAMED, "LAUNCHES = 2\n", "LAUNCHES = 3\n"),
+    ),
+    hazard(
+        "a launch gives its turn back before it is finished",
+        "test_overlap.py::test_two_unfinished_launches",
+        (STREAMED, "            turn.leave(after=ready)\n", "            turn.leave()\n"),
+    ),
+    hazard(
+        "a cancelled stage looks like the end of the stream",
+        "test_cancellation.py::test_one_stage_cancelled",
+        ("_pipeline.py", "if group.cancel_scope.cancel_called:", "if False:"),
+    ),
+    hazard(
+        "a frame is lost to a step that was broken off",
+        "test_stream.py::test_a_broken_step_is_the_last",
+        ("_stream.py", "            self._closed = True\n            run.task.cancel()\n", ""),
+    ),
+)
+
+
+def copy_of_the_package(folder: Path, patches: tuple[Patch, ...]) -> None:
+    """Put the package, patched, and its tests into ``folder``."""
+    unwanted = shutil.ignore_patterns("__pycache__", "*.safetensors")
+    for name in ("streamvae", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=unwanted)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    for patch in patches:
+        patch.apply(folder / "streamvae")
+
+
+def run(tests: list[str], patches: tuple[Patch, ...] = ()) -> tuple[int, str]:
+    """Run ``tests`` on a copy, in a process of its own; pytest's exit code and what it said."""
+    with tempfile.TemporaryDirectory(prefix="hazard-") as name:
+        folder = Path(name)
+        copy_of_the_package(folder, patches)
+        with (folder / "said").open("w+") as said:
+            child = os.fork()  # torch is imported already, and has no threads yet
+            if not child:
+                _be_the_child(folder, tests, said.fileno())
+            _, status = os.waitpid(child, 0)
+            said.seek(0)
+            return os.waitstatus_to_exitcode(status), said.read()
+
+
+def _be_the_child(folder: Path, tests: list[str], output: int) -> NoReturn:
+    code = 3
+    try:
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.chdir(folder)
+        sys.path[0] = str(folder)
+        sys.dont_write_bytecode = True
+        torch.set_num_threads(1)
+        code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
+        sys.stdout.flush()
+    finally:
+        os._exit(code)
+
+
+def main(wanted: list[str]) -> int:
+    """Try every hazard whose name contains one of ``wanted`` (all, without any)."""
+    assert "streamvae" not in sys.modules  # the children import their own
+    chosen = [h for h in HAZARDS if not wanted or any(word in h.name for word in wanted)]
+    code, said = run(sorted({h.test for h in chosen}))
+    if code:
+        print(f"a test fails, or does not run, without any patch:\n{said}")
+        return 1
+    width, caught = max(len(h.name) for h in chosen), 0
+    for h in chosen:
+        code, said = run([h.test], h.patches)
+        if code not in (0, 1):  # neither passed nor failed
+            print(f"{h.test} did not run:\n{said}")
+        caught += code == 1
+        verdict = "caught by" if code == 1 else "NOT CAUGHT by"
+        print(f"{h.name:<{width}}  {verdict} {h.test}", flush=True)
+    print(f"{caught} of {len(chosen)} hazards caught")
+    return 0 if caught == len(chosen) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
