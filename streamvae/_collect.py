@@ -25,8 +25,11 @@ class Collector:
         """Take one chunk; ``frames`` is how many there will be, if that is known."""
         await outcome(self._worker.submit(self._add, chunk, frames))
 
-    def result(self) -> Array | torch.Tensor:
+    async def result(self) -> Array | torch.Tensor:
         """Everything so far: numpy from the host, a tensor from the device."""
+        return await outcome(self._worker.submit(self._result))
+
+    def _result(self) -> Array | torch.Tensor:
         whole = self._whole
         if whole is None:
             join = np.concatenate if isinstance(self._parts[0], np.ndarray) else torch.cat

@@ -59,7 +59,7 @@ class Poller:
             self._rest()
 
     def _rest(self) -> None:
-        """Without a wait no timer: it would hold the loop, also a closed one, through the registry."""
+        """Without a wait no timer: it would hold the loop, even a closed one, for ever."""
         if not self._waits and self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -87,17 +87,21 @@ def _settle(future: asyncio.Future[bool], event: Event, *, expired: bool) -> Non
         future.set_result(happened)
 
 
-_pollers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, Poller]] = (
-    weakref.WeakKeyDictionary()
-)
-_pollers_lock = threading.Lock()
+class _Pollers(threading.local):
+    """The pollers of this thread's loops: a loop runs in one thread, so no lock is needed."""
+
+    def __init__(self) -> None:
+        self.of: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, Poller]]
+        self.of = weakref.WeakKeyDictionary()
+
+
+_pollers = _Pollers()
 
 
 def poller_for(device: Hashable) -> Poller:
     """The poller of ``device`` on the running loop."""
     loop = asyncio.get_running_loop()
-    with _pollers_lock:
-        return _pollers.setdefault(loop, {}).setdefault(device, Poller())
+    return _pollers.of.setdefault(loop, {}).setdefault(device, Poller())
 
 
 async def wait(

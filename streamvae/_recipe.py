@@ -32,6 +32,8 @@ class Recipe:
     output: Output
     normalized: bool = False
     transform: Transform | None = None
+    #: All latents, where they are known beforehand and the codec wants them; used once.
+    everything: torch.Tensor | None = None
     #: Latents decoded so far.
     latents: int = 0
 
@@ -42,9 +44,12 @@ class Recipe:
         """Decode the next chunk, given in one or more pieces."""
         moved = [piece.to(self.codec.device, self.codec.dtype) for piece in pieces]
         latents = moved[0] if len(moved) == 1 else torch.cat(moved, self.codec.axis)
+        if self.everything is not None:
+            whole, self.everything = self.everything, None
+            self.decoder.begin(self._prepared(whole.to(self.codec.device, self.codec.dtype)))
+            del whole
         self.latents += latents.shape[self.codec.axis]
-        if self.normalized:
-            latents = self.codec.denormalize(latents)
+        latents = self._prepared(latents)
         finite = all_finite(latents)
         self._finite = finite if self._finite is None else self._finite & finite
         return self._render(self.decoder.decode(latents))
@@ -52,6 +57,9 @@ class Recipe:
     def drain(self) -> Rendered | None:
         """Give what the decoder still holds."""
         return self._render(self.decoder.drain())
+
+    def _prepared(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.codec.denormalize(latents) if self.normalized else latents
 
     def _render(self, decoded: torch.Tensor | None) -> Rendered | None:
         if decoded is None:

@@ -20,7 +20,7 @@ from ._recipe import Transform
 from ._stats import StreamStats
 from ._supervisor import Chunk, Supervisor
 from .abc import Backend
-from .backends import mark
+from .backends import mark, mark_weights
 from .latents import LatentsLike, open_latents
 from .stages import NonFinite
 
@@ -102,7 +102,8 @@ def stream_decode(
         backend=backend,
     )
     opened = open_latents(latents, mark=mark if backend is None else backend.mark)
-    return FrameStream(lambda: Supervisor(opened, source, options))
+    weights = mark_weights(source)
+    return FrameStream(lambda: Supervisor(opened, source, options, weights))
 
 
 class FrameStream:
@@ -185,9 +186,9 @@ class FrameStream:
             async for chunk in self.chunks():
                 await collector.add(chunk, self.info.frames)
                 del chunk
+            return await collector.result()
         finally:
             collector.close()
-        return collector.result()
 
     async def aclose(self) -> None:
         """Stop, and return when everything is given back. Idempotent.

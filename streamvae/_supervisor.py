@@ -10,11 +10,13 @@ from dataclasses import replace
 from functools import partial
 
 import anyio
+import torch
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from . import stages
 from ._chunks import DeviceFrames, HostChunk, LatentChunk, StreamInfo
 from ._errors import FrameCountError, SinkTimeout
+from ._events import Event
 from ._options import Options
 from ._pipeline import Pipeline
 from ._progress import Reporter
@@ -24,7 +26,7 @@ from ._stats import Book, StreamStats
 from ._threads import Worker, outcome
 from .abc import Backend, ChunkPlan, Codec, Sink
 from .backends import for_device
-from .latents import LatentSource, cut
+from .latents import LatentSource, TensorSource, cut, whole
 
 logger = logging.getLogger("streamvae")
 
@@ -42,8 +44,15 @@ class Supervisor:
         stuck: Sinks that did not end in time.
     """
 
-    def __init__(self, latents: LatentSource, source: object, options: Options) -> None:
+    def __init__(
+        self,
+        latents: LatentSource,
+        source: object,
+        options: Options,
+        weights: tuple[Event, ...] = (),
+    ) -> None:
         self._latents = latents
+        self._weights = weights
         self._source = source
         self._options = options
         self._opened_sinks: list[Sink] = []
@@ -92,6 +101,9 @@ class Supervisor:
             await self._abort_sinks()
             for timeout in self.stuck:
                 error.add_note(str(timeout))
+            for sink in self._opened_sinks:
+                if sink.committed:
+                    error.add_note(f"Sink {sink.name} keeps the {sink.committed} before it.")
             raise
         finally:
             self.book.ended = self._clock()
@@ -109,7 +121,9 @@ class Supervisor:
             self.info = self._describe(codec, plan)
             backend = self._options.backend or for_device(codec.device)
             self.loaded.set()
-            async with contextlib.aclosing(cut(self._latents, plan, codec)) as chunks:
+            latents, everything = await self._known(codec)
+            async with contextlib.aclosing(cut(latents, plan, codec)) as chunks:
+                del latents
                 first = await anext(chunks)
                 self.info = _shaped(self.info, codec, first, self._options)
                 await self._open_sinks(self.info)
@@ -119,7 +133,11 @@ class Supervisor:
                     self._options.output,
                     normalized,
                     self._options.transform,
+                    everything,
                 )
+                del everything
+                # The first launch waits for the weights too; the others come after it.
+                first = replace(first, arrived=(*first.arrived, *self._weights))
                 source = _chain(first, chunks)
                 del first  # else this frame keeps it for as long as the stream runs
                 try:
@@ -132,6 +150,13 @@ class Supervisor:
                         await outcome(closing, keep=True)
         finally:
             await self._latents.aclose()
+
+    async def _known(self, codec: Codec) -> tuple[LatentSource, torch.Tensor | None]:
+        """Where to read latents from, and all of them if they are known and the codec wants them."""
+        piece = await whole(self._latents, codec) if codec.wants_all else None
+        if piece is None:
+            return self._latents, None
+        return TensorSource.of(piece), piece.tensor
 
     async def _load(self) -> tuple[Codec, bool]:
         """Load weights on a thread of their own, which ends with it."""

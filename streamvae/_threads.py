@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,16 @@ T = TypeVar("T")
 
 _lock = threading.Lock()
 _running = 0
+
+
+def _in_child() -> None:
+    # Another thread of the parent may have held the lock, and none of its calls run here.
+    global _lock, _running
+    _lock, _running = threading.Lock(), 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 _here = threading.local()
 
 

@@ -120,6 +120,13 @@ class Backend(Protocol):
 class Decoder(Protocol):
     """One stream's state over a codec; used on the launch thread only."""
 
+    def begin(self, latents: torch.Tensor) -> None:
+        """Get all latents before the first `decode`, which still gets them chunk by chunk.
+
+        Called only where ``Codec.wants_all`` is set and all latents are known beforehand.
+        """
+        ...
+
     def decode(self, latents: torch.Tensor) -> torch.Tensor | None:
         """Decode the next chunk: video (B, C, T, H, W), image (B, C, H, W), sound (B, C, S).
 
@@ -197,6 +204,11 @@ class Codec(Protocol):
     @property
     def exactness(self) -> str:
         """In a sentence, what the streamed frames equal."""
+        ...
+
+    @property
+    def wants_all(self) -> bool:
+        """Whether the autoencoder does something to all latents at once before it walks them."""
         ...
 
     def plan(self, latents_per_chunk: int | None, mode: str) -> ChunkPlan:

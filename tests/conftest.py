@@ -9,6 +9,9 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import torch
 
+# Tiny models are quickest on one thread: two would mostly wait for each other.
+torch.set_num_threads(1)
+
 #: Turns of the loop in which cancelled tasks may still run to their end.
 LAST_TURNS = 20
 

@@ -1,18 +1,18 @@
-"""What tests of the flow share: virtual time, a stage set with fakes, and what must be left of it."""
+"""What tests of the flow share: virtual time, a scene of fakes, and what must be left of it."""
 
 import asyncio
 import functools
 import gc
 import inspect
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec
 
 import torch
 
-from streamvae import FrameStream, stream_decode
+from streamvae import Frame, FrameStream, stream_decode
 from streamvae.abc import Rendered
 from streamvae.testing import FakeBackend, MemorySink, TagCodec, run_virtual, tagged_latents
 
@@ -75,10 +75,10 @@ def no_thread_left(*, but: tuple[str, ...] = ()) -> None:
 
 
 async def take(
-    stream: FrameStream, seen: list[int], *, stop_after: int | None = None
+    frames: AsyncIterable[Frame], seen: list[int], *, stop_after: int | None = None
 ) -> None:
     """Read frames (their tags) into ``seen``; keep none of them. Leave by ``break`` if told to."""
-    async for frame in stream:
+    async for frame in frames:
         seen.append(tag(frame.data))
         del frame
         if len(seen) == stop_after:
@@ -90,20 +90,14 @@ def tag(data: Any) -> int:
     return int(data.reshape(-1)[0])
 
 
-async def kept(latents: torch.Tensor, gate: asyncio.Event) -> AsyncIterator[torch.Tensor]:
-    """Give the first half of ``latents`` one by one, the rest once ``gate`` is set."""
-    for step in range(latents.shape[2]):
-        if step == latents.shape[2] // 2:
-            await gate.wait()
-        yield latents[:, :, step : step + 1]
-
-
 @dataclass
 class Scene:
     """A device, a codec and a sink, as a stream would find them."""
 
     queue_size: int = 2
-    backend: FakeBackend = field(default_factory=lambda: FakeBackend(decode=10 * UNIT, download=3 * UNIT))
+    backend: FakeBackend = field(
+        default_factory=lambda: FakeBackend(decode=10 * UNIT, download=3 * UNIT)
+    )
     codec: TagCodec = field(default_factory=lambda: TagCodec(2))
     sink: MemorySink = field(default_factory=lambda: MemorySink(seconds=2 * UNIT))
     latents: torch.Tensor = field(default_factory=lambda: tagged_latents(LATENTS, start=40))

@@ -1,4 +1,4 @@
-"""Break the code on purpose, and see a test fail for each break: ``python tests/hazards.py [WORD ...]``.
+"""Break the code on purpose, and see a test fail: ``python tests/hazards.py [WORD ...]``.
 
 Every hazard is a named patch to a copy of the package, where exactly one place must match, and the
 test that must notice. The tests pass on an unpatched copy, and fail on the patched one; the exit
@@ -7,13 +7,15 @@ code is 0 only then. When code moves, a patch that no longer fits fails loudly.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 import pytest
 import torch
@@ -65,9 +67,8 @@ HAZARDS = (
         "test_stream.py::test_every_frame_comes_in_order",
         (
             "stages.py",
-            "await wait(copy.done, backend.device,"
-            ' stage="download", chunk=index, timeout=timeout)\n',
-            "pass\n",
+            'await wait(copy.done, backend.device, stage="download", chunk=index, timeout=timeout)',
+            "pass",
         ),
     ),
     hazard(
@@ -80,23 +81,29 @@ HAZARDS = (
         "test_stream.py::test_streams_share_a_device",
         (
             STREAMED,
-            "        self._flights.append(flight)\n        return _Copy(flight)\n",
-            "        self._flights.append(flight)\n"
+            "        return _Copy(flight)\n",
             "        self._pool.give_back(buffer)\n        return _Copy(flight)\n",
         ),
-        (STREAMED, "        self._pool.give_back(flight.buffer)\n        flight.ticket", "        flight.ticket"),
+        (
+            STREAMED,
+            "        self._pool.give_back(flight.buffer)\n        flight.ticket",
+            "        flight.ticket",
+        ),
     ),
     hazard(
         "a slot's place is given back before its event",
         "backends/test_streamed.py::test_an_abandoned_copy_keeps_its_slot_until_its_event",
-        (STREAMED, "self.flight.ticket.leave(after=self.flight.done)", "self.flight.ticket.leave()"),
+        (
+            STREAMED,
+            "self.flight.ticket.leave(after=self.flight.done)",
+            "self.flight.ticket.leave()",
+        ),
     ),
     hazard(
         "a consumer gets a view of the slot",
         "test_stream.py::test_every_frame_comes_in_order",
         (
             STREAMED,
-            "        target = torch.empty(pixels.shape, dtype=pixels.dtype)\n"
             "        target.copy_(pixels)",
             "        target = pixels",
         ),
@@ -107,7 +114,7 @@ HAZARDS = (
         (
             STREAMED,
             "flight = _Flight(rendered, buffer, done, slot)",
-            "flight = _Flight(Rendered(rendered.pixels.clone(), rendered.finite), buffer, done, slot)",
+            "flight = _Flight(Rendered(pixels.clone(), finite.clone()), buffer, done, slot)",
         ),
     ),
     hazard(
@@ -144,9 +151,8 @@ HAZARDS = (
         "codecs/test_cached.py::test_interleaved",
         (
             "codecs/_cached.py",
-            "        self._caches: list[Cache] = []\n        self._clip",
-            "        self._caches: list[Cache] = globals().setdefault('shared', [])\n"
-            "        self._clip",
+            "        self._caches: list[Cache] = []\n",
+            "        self._caches: list[Cache] = globals().setdefault('shared', [])\n",
         ),
     ),
     hazard(
@@ -182,18 +188,39 @@ def copy_of_the_package(folder: Path, patches: tuple[Patch, ...]) -> None:
         patch.apply(folder / "streamvae")
 
 
-def run(tests: list[str], patches: tuple[Patch, ...] = ()) -> tuple[int, str]:
-    """Run ``tests`` on a copy, in a process of its own; pytest's exit code and what it said."""
+#: Room for a hazard's name.
+WIDTH = max(len(h.name) for h in HAZARDS)
+
+
+@contextlib.contextmanager
+def running(tests: list[str], patches: tuple[Patch, ...] = ()) -> Iterator[Child]:
+    """Run ``tests`` on a copy of the package, in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="hazard-") as name:
         folder = Path(name)
         copy_of_the_package(folder, patches)
         with (folder / "said").open("w+") as said:
-            child = os.fork()  # torch is imported already, and has no threads yet
-            if not child:
+            process = os.fork()  # torch is imported already, and has no threads yet
+            if not process:
                 _be_the_child(folder, tests, said.fileno())
-            _, status = os.waitpid(child, 0)
-            said.seek(0)
-            return os.waitstatus_to_exitcode(status), said.read()
+            child = Child(process, said)
+            yield child
+            child.wait()
+
+
+@dataclass
+class Child:
+    """Tests under way."""
+
+    process: int
+    output: IO[str]
+    code: int | None = None
+
+    def wait(self) -> tuple[int, str]:
+        """Pytest's exit code, and what it said."""
+        if self.code is None:
+            self.code = os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
+        self.output.seek(0)
+        return self.code, self.output.read()
 
 
 def _be_the_child(folder: Path, tests: list[str], output: int) -> NoReturn:
@@ -211,23 +238,34 @@ def _be_the_child(folder: Path, tests: list[str], output: int) -> NoReturn:
         os._exit(code)
 
 
+def say(text: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def try_out(h: Hazard) -> bool:
+    """Whether the test of ``h`` fails under its patches."""
+    with running([h.test], h.patches) as child:
+        code, said = child.wait()
+    if code not in (0, 1):  # neither passed nor failed
+        say(f"{h.test} did not run:\n{said}")
+    verdict = "caught by" if code == 1 else "NOT CAUGHT by"
+    say(f"{h.name:<{WIDTH}}  {verdict} {h.test}")
+    return code == 1
+
+
 def main(wanted: list[str]) -> int:
     """Try every hazard whose name contains one of ``wanted`` (all, without any)."""
     assert "streamvae" not in sys.modules  # the children import their own
     chosen = [h for h in HAZARDS if not wanted or any(word in h.name for word in wanted)]
-    code, said = run(sorted({h.test for h in chosen}))
+    with running(sorted({h.test for h in chosen})) as whole:
+        caught = sum(map(try_out, chosen))
+        code, said = whole.wait()
     if code:
-        print(f"a test fails, or does not run, without any patch:\n{said}")
+        say(f"a test fails, or does not run, without any patch:\n{said}")
         return 1
-    width, caught = max(len(h.name) for h in chosen), 0
-    for h in chosen:
-        code, said = run([h.test], h.patches)
-        if code not in (0, 1):  # neither passed nor failed
-            print(f"{h.test} did not run:\n{said}")
-        caught += code == 1
-        verdict = "caught by" if code == 1 else "NOT CAUGHT by"
-        print(f"{h.name:<{width}}  {verdict} {h.test}", flush=True)
-    print(f"{caught} of {len(chosen)} hazards caught")
+    say(f"{caught} of {len(chosen)} hazards caught")
     return 0 if caught == len(chosen) else 1
 
 

@@ -84,7 +84,7 @@ async def test_streams_share_a_device(streams: int) -> None:
 @pytest.mark.parametrize("whole", [True, False])
 @virtual
 async def test_latents_that_are_still_being_written(whole: bool) -> None:
-    """Latents are read when their giver's device has written them, which the loop does not await."""
+    """Latents are read when their giver has written them, which the loop does not await."""
     scene = Scene()
     latents = scene.latents.clone()
     written = scene.backend.give(latents)
@@ -218,7 +218,7 @@ async def test_info_of_latents_that_come_one_by_one() -> None:
     scene = Scene()
     gate = asyncio.Event()
 
-    async def later():  # type: ignore[no-untyped-def]  # noqa: ANN202
+    async def later():  # type: ignore[no-untyped-def]
         await gate.wait()
         async for latent in one_by_one(scene.latents):
             yield latent
@@ -287,6 +287,13 @@ def test_bad_options_raise_at_once() -> None:
         stream_decode(latents, sinks="x.npy", output="device")
     with pytest.raises(LatentsError):
         stream_decode(object())  # type: ignore[arg-type]
+
+
+def test_without_a_loop() -> None:
+    """Outside asyncio a step says what is expected, and what there is for scripts."""
+    stream = stream_decode(tagged_latents(3), TagCodec(), backend=FakeBackend())
+    with pytest.raises(UsageError, match="expected a running asyncio loop"):
+        anext(aiter(stream)).__await__().__next__()
 
 
 @virtual

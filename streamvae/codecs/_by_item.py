@@ -24,6 +24,7 @@ class ByItem(ModuleCodec):
     layout: ClassVar[str] = "BCHW"
     axis: ClassVar[int] = 0
     sample_rate: ClassVar[None] = None
+    wants_all: ClassVar[bool] = False
     exactness: ClassVar[str] = (
         "equal bit for bit to vae.decode of each item, as vae.enable_slicing() gives it "
         "(several items in a chunk: within rounding)"
@@ -101,6 +102,9 @@ class _Items:
     def __init__(self, codec: ByItem) -> None:
         self._codec = codec
         self._closed = False
+
+    def begin(self, latents: torch.Tensor) -> None:
+        """Nothing is done to all latents at once."""
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         if self._closed:

@@ -86,6 +86,7 @@ class Halo(ModuleCodec):
     kind: ClassVar[Kind] = "sound"
     layout: ClassVar[str] = "BCT"
     axis: ClassVar[int] = 2
+    wants_all: ClassVar[bool] = False
     exactness: ClassVar[str] = "equal to vae.decode within rounding (at most 2e-6 in float32)"
 
     def __init__(self, module: nn.Module, base: type) -> None:
@@ -163,6 +164,9 @@ class _Window:
         self._end = 0  # of the latents that have come
         self._emitted = 0  # samples
         self._closed = False
+
+    def begin(self, latents: torch.Tensor) -> None:
+        """Nothing is done to all latents at once."""
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor | None:
         self._require_open()

@@ -41,6 +41,19 @@ async def cut(
         cutter.clear()  # a kept traceback must not keep latents
 
 
+async def whole(source: LatentSource, codec: Codec) -> Piece | None:
+    """Read all latents at once where their number is known; None where they come one by one.
+
+    Raises:
+        LatentsError: They are not what ``codec`` decodes.
+    """
+    await source.open()
+    check_known(source, codec)
+    if source.shape is None:
+        return None
+    return await source.piece(codec.axis, source.shape[codec.axis])
+
+
 def check_known(source: LatentSource, codec: Codec) -> None:
     """Check what is known of ``source`` before it is read.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +75,11 @@ class TensorSource:
         self._piece: Piece | None = Piece(tensor.detach(), mark(tensor))
         self.shape: tuple[int, ...] | None = tuple(tensor.shape)
         self.dtype: torch.dtype | None = tensor.dtype
+
+    @classmethod
+    def of(cls, piece: Piece) -> Self:
+        """Make a source of a piece that holds all latents."""
+        return cls(piece.tensor, lambda _: piece.arrived)
 
     async def open(self) -> None:
         """Do nothing: everything is known."""

@@ -32,6 +32,7 @@ class TagCodec:
     dtype = torch.float32
     sample_rate: int | None = None
     exactness = "Frames are tags."
+    wants_all = False
 
     def __init__(
         self, frames_per_latent: int = 1, *, held: int = 0, fail_at: int | None = None
@@ -92,6 +93,9 @@ class TagDecoder:
         self._given = 0
         self._held: list[torch.Tensor] = []
         self._closed = False
+
+    def begin(self, latents: torch.Tensor) -> None:
+        """Nothing is done to all latents at once."""
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor | None:
         """Tag the latents' frames; hold the newest back if the codec does."""

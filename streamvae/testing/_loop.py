@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from typing import Any, TypeVar, TypeVarTuple, Unpack
@@ -55,8 +56,10 @@ class _JumpingSelector(selectors.DefaultSelector):
         if ready or (timeout is not None and timeout <= 0):
             return ready
         while calls_running():
-            # A call that ends wakes the loop before it stops counting, so nothing is missed.
-            ready = super().select(0.01)
+            # A call that ends wakes the loop before it stops counting, so nothing is missed; but
+            # not every call has somebody to wake, so this must not sleep for long.
+            time.sleep(0.00005)
+            ready = super().select(0)
             if ready:
                 return ready
         ready = super().select(0)
