@@ -128,7 +128,7 @@ class Worker:
             def run() -> None:
                 try:
                     if future.set_running_or_notify_cancel():
-                        _fulfil(future, lambda: call(*args, **kwargs))
+                        fulfil(future, lambda: call(*args, **kwargs))
                 finally:
                     line.count(-1)
 
@@ -148,7 +148,8 @@ class Worker:
                 self._thread = None
 
 
-def _fulfil(future: Future[T], call: Callable[[], T]) -> None:
+def fulfil(future: Future[T], call: Callable[[], T]) -> None:
+    """Run ``call`` and have ``future`` tell what came of it."""
     try:
         result = call()
     except BaseException as error:  # noqa: BLE001  # whatever it is belongs to the awaiting side

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -292,6 +293,23 @@ async def test_the_clock_stands_while_a_thread_works(where: str) -> None:
     assert loop.time() == 0
     await asyncio.sleep(0.002)
     assert fired == ["timer"]
+
+
+@virtual
+async def test_what_an_executor_raises() -> None:
+    """An executor's call raises where it is awaited, and can be withdrawn before it has begun."""
+    loop = asyncio.get_running_loop()
+    with pytest.raises(ZeroDivisionError):
+        await loop.run_in_executor(None, divmod, 1, 0)
+    gate, ran = threading.Event(), list[int]()
+    with ThreadPoolExecutor(1) as pool:
+        first = loop.run_in_executor(pool, gate.wait)
+        second = loop.run_in_executor(pool, ran.append, 1)
+        second.cancel()
+        await asyncio.sleep(0)
+        gate.set()
+        await first
+    assert ran == []
 
 
 @virtual
