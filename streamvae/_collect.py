@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ._chunks import Array, DeviceFrames, HostChunk
+from ._errors import FrameCountError
 from ._threads import Worker, outcome
 
 
@@ -51,6 +52,10 @@ class Collector:
             if self._whole is None:
                 shape = (*data.shape[: self._axis], frames, *data.shape[self._axis + 1 :])
                 self._whole = _empty_like(data, shape)
+            if self._filled + len(chunk) > frames:
+                raise FrameCountError(
+                    f"expected {frames} frames, got {self._filled + len(chunk)} and no end"
+                )
             place = slice(self._filled, self._filled + len(chunk))
             self._whole[(slice(None),) * self._axis + (place,)] = data
         self._filled += len(chunk)

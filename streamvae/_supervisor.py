@@ -152,7 +152,7 @@ class Supervisor:
             await self._latents.aclose()
 
     async def _known(self, codec: Codec) -> tuple[LatentSource, torch.Tensor | None]:
-        """Where to read latents from, and all of them if they are known and the codec wants them."""
+        """Where to read latents from; all of them, if they are known and the codec wants them."""
         piece = await whole(self._latents, codec) if codec.wants_all else None
         if piece is None:
             return self._latents, None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from streamvae import DeviceFrames, HostChunk
+from streamvae import DeviceFrames, FrameCountError, HostChunk
 from streamvae._collect import Collector
 
 Data = np.ndarray | torch.Tensor
@@ -67,3 +67,12 @@ async def test_its_thread_ends() -> None:
         if thread.name == "streamvae collect":
             thread.join(10)
             assert not thread.is_alive()
+
+
+async def test_more_than_promised() -> None:
+    """More frames than were announced raise what says so, and the array is not overrun."""
+    collector, given = Collector(), chunks("video", device=False)
+    await collector.add(given[0], 3)
+    with pytest.raises(FrameCountError, match="expected 3 frames, got 4"):
+        await collector.add(given[1], 3)
+    collector.close()

@@ -51,16 +51,16 @@ def _statistics(channels: int) -> dict[str, list[float]]:
     }
 
 
-def wan21(seed: int = 0) -> AutoencoderKLWan:
-    """Wan 2.1: latents (B, 4, T, h, w) to (B, 3, 4(T-1)+1, 8h, 8w)."""
+def wan21(seed: int = 0, channels: int = 4) -> AutoencoderKLWan:
+    """Wan 2.1: latents (B, channels, T, h, w) to (B, 3, 4(T-1)+1, 8h, 8w)."""
     return _seeded(
         lambda: AutoencoderKLWan(
             base_dim=8,
-            z_dim=4,
+            z_dim=channels,
             dim_mult=[1, 2, 4, 4],
             num_res_blocks=1,
             temperal_downsample=[False, True, True],
-            **_statistics(4),
+            **_statistics(channels),
         ),
         seed,
     )

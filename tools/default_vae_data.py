@@ -129,7 +129,7 @@ def pan(
     theta = torch.zeros(frames, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = extent[:, 1], extent[:, 0]
     theta[:, 0, 2], theta[:, 1, 2] = centre[:, 1], centre[:, 0]
-    grid = functional.affine_grid(theta, [frames, 3, *size], align_corners=False)
+    grid = functional.affine_grid(theta.to(photo.device), [frames, 3, *size], align_corners=False)
     source = _shrunk(photo, float(scale.max()))[None].expand(frames, -1, -1, -1)
     clip = functional.grid_sample(source, grid, padding_mode="border", align_corners=False)
     return clip.permute(1, 0, 2, 3)
@@ -165,8 +165,17 @@ class TrainingSet:
         ]
         return cls(movies, [read_photo(name) for name in TRAIN_PHOTOS])
 
-    def batch(self, count: int, frames: int, crop: int, rng: np.random.Generator) -> Tensor:
-        """Return random clips, float32 (count, 3, frames, crop, crop) in [-1, 1]."""
+    def to(self, device: str) -> "TrainingSet":
+        """Return the same pictures on ``device``, where the crops will be made."""
+        return TrainingSet(
+            [movie.to(device) for movie in self.movies],
+            [photo.to(device) for photo in self.photos],
+        )
+
+    def batch(
+        self, count: int, frames: int, crop: tuple[int, int], rng: np.random.Generator
+    ) -> Tensor:
+        """Return random clips, float32 (count, 3, frames, *crop) in [-1, 1]."""
         clips = [
             self._movie_crop(frames, crop, rng)
             if rng.random() < 0.7
@@ -175,25 +184,25 @@ class TrainingSet:
         ]
         return torch.stack(clips)
 
-    def _movie_crop(self, frames: int, crop: int, rng: np.random.Generator) -> Tensor:
+    def _movie_crop(self, frames: int, crop: tuple[int, int], rng: np.random.Generator) -> Tensor:
         movie = self.movies[rng.integers(len(self.movies))]
         t, y, x = (
             int(rng.integers(have - want + 1))
-            for have, want in zip(movie.shape[1:], (frames, crop, crop), strict=True)
+            for have, want in zip(movie.shape[1:], (frames, *crop), strict=True)
         )
-        clip = to_float(movie[:, t : t + frames, y : y + crop, x : x + crop])
+        clip = to_float(movie[:, t : t + frames, y : y + crop[0], x : x + crop[1]])
         return _recoloured(clip, rng) if rng.random() < 0.3 else clip
 
-    def _photo_crop(self, frames: int, crop: int, rng: np.random.Generator) -> Tensor:
+    def _photo_crop(self, frames: int, crop: tuple[int, int], rng: np.random.Generator) -> Tensor:
         photo = self.photos[rng.integers(len(self.photos))]
-        fit = min(photo.shape[1:]) / crop
+        fit = min(have / want for have, want in zip(photo.shape[1:], crop, strict=True))
         zoom = np.clip(rng.uniform(0.5, 2.0) / fit * rng.uniform(0.95, 1.05, 2), 0.1, 1)
         start = rng.random(2)
         end = np.clip(start + rng.normal(0, 0.05, 2), 0, 1)
         clip = pan(
             photo,
             frames,
-            (crop, crop),
+            crop,
             (zoom[0], zoom[1]),
             start=(start[0], start[1]),
             end=(end[0], end[1]),
@@ -208,4 +217,4 @@ def _recoloured(clip: Tensor, rng: np.random.Generator) -> Tensor:
     order = torch.from_numpy(rng.permutation(3))
     gain = torch.from_numpy(rng.uniform(0.7, 1.0, (3, 1, 1, 1))).float()
     shift = torch.from_numpy(rng.uniform(-1, 1, (3, 1, 1, 1))).float() * (1 - gain)
-    return clip[order] * gain + shift
+    return clip[order.to(clip.device)] * gain.to(clip.device) + shift.to(clip.device)

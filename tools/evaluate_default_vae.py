@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from default_vae_data import demo_clip, held_out_clips
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from PIL import Image
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # also from a checkout that is not installed
+from streamvae import collect
 from streamvae.models import DEFAULT_VAE, DEMO_LATENTS, default_vae, demo_latents
 
 LENGTHS = (1, 2, 3, 9)  # latents: the walk differs in its first, second and later steps
@@ -30,17 +30,6 @@ LENGTHS = (1, 2, 3, 9)  # latents: the walk differs in its first, second and lat
 def psnr(output: Tensor, target: Tensor) -> float:
     """Return the PSNR in dB of pictures in [-1, 1]."""
     return float(-10 * ((output - target) / 2).square().mean().log10())
-
-
-def stream(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """Decode one latent at a time with a private cache, as a stream does."""
-    cache = [None] * vae._cached_conv_counts["decoder"]
-    parts = []
-    for i, latent in enumerate(torch.split(latents, 1, 2)):
-        z = vae.post_quant_conv(latent)
-        out = vae.decoder(z, feat_cache=cache, feat_idx=[0], first_chunk=i == 0)
-        parts.append(unpatchify(out, vae.config.patch_size).clamp(-1, 1))
-    return torch.cat(parts, 2)
 
 
 def speed(vae: AutoencoderKLWan, latents: Tensor, rounds: int) -> list[float]:
@@ -86,7 +75,9 @@ def main() -> None:
 
     for count in LENGTHS:
         part = latents[:, :, :count]
-        same = torch.equal(stream(vae, part), vae.decode(part).sample)
+        streamed = collect(part, vae, output="float32")
+        whole = vae.decode(part).sample.permute(0, 2, 3, 4, 1)
+        same = torch.equal(torch.as_tensor(streamed), whole)
         print(f"streamed {count} latents: {'same bits' if same else 'DIFFERENT'}")
     rates = ", ".join(f"{rate:.1f}" for rate in speed(vae, latents, args.rounds))
     print(f"vae.decode 256x448 float32, {args.threads} threads: {rates} frames/s")

@@ -41,8 +41,8 @@ class CachedCausal(ModuleCodec):
     #: but torch picks its algorithm, and so its rounding, by the size of the whole.
     wants_all: ClassVar[bool] = True
     exactness: ClassVar[str] = (
-        "equal bit for bit to vae.decode (chunks of more than one latent, and on a CPU latents that "
-        "come one by one: within rounding, about 5e-6 in float32)"
+        "equal bit for bit to vae.decode (chunks of more than one latent, and on a CPU latents "
+        "that come one by one: within rounding, about 5e-6 in float32)"
     )
 
     def __init__(self, module: nn.Module, base: type) -> None:
