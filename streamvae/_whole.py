@@ -93,8 +93,10 @@ def compare_with_whole(frames: Path, device: str, latents: int) -> Whole:
     """
     home = str(Path(__file__).parent.parent)  # where this very package is, installed or not
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+    # With another number of threads torch may take other algorithms, which round otherwise.
+    said_to = (str(frames), device, str(latents), str(torch.get_num_threads()))
     ran = subprocess.run(  # noqa: S603  # this package, with paths of our own
-        [sys.executable, "-m", __name__, str(frames), device, str(latents)],
+        [sys.executable, "-m", __name__, *said_to],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
@@ -107,7 +109,8 @@ def compare_with_whole(frames: Path, device: str, latents: int) -> Whole:
     return Whole(**json.loads(ran.stdout))
 
 
-def _main(frames: str, device: str, latents: str) -> None:
+def _main(frames: str, device: str, latents: str, threads: str) -> None:
+    torch.set_num_threads(int(threads))
     vae, z = default_vae().to(device), demo_latents()[0][:, :, : int(latents)]
     on_device = z.to(device, vae.dtype)
     peak = PeakMemory(device)
