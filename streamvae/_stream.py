@@ -254,8 +254,8 @@ class FrameStream:
                     return await run.supervisor.outlet.receive()
             await self._end(run)
         except BaseException:
-            # A chunk handed over just as the wait is broken off would be missed by nobody: a
-            # broken step is the last one, as it is in an async generator.
+            # A chunk handed over just as the wait is broken off is lost, and nobody would notice:
+            # so a broken step is the last one, as it is in an async generator.
             self._closed = True
             run.task.cancel()
             raise
