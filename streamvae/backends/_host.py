@@ -78,7 +78,10 @@ class HostBackend:
         hold: tuple[object, ...] = (),
     ) -> Future[tuple[object, Event]]:
         """As in `Backend`; ``ready`` has happened when the future is done."""
-        return self._launching.submit(self._launch, work, turn, after, hold)
+        # torch counts its threads by thread, and picks algorithms by their number: the launch
+        # thread, which may be older than the caller's choice, has to decode as the caller would.
+        threads = torch.get_num_threads()
+        return self._launching.submit(self._launch, work, turn, after, hold, threads)
 
     def _launch(
         self,
@@ -86,8 +89,11 @@ class HostBackend:
         turn: Ticket,
         after: tuple[Event, ...],
         hold: tuple[object, ...],  # noqa: ARG002  # alive as long as this call, which is enough
+        threads: int,
     ) -> tuple[object, Event]:
         try:
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
             for event in after:
                 _wait(event)
             with torch.no_grad():
