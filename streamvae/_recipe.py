@@ -37,16 +37,19 @@ class Recipe:
     #: Latents decoded so far.
     latents: int = 0
 
+    #: Device and dtype of the weights. Finding out means walking all modules: once is enough.
+    _place: tuple[torch.device, torch.dtype] | None = None
     #: Whether latents that have given no pixels yet are finite; a bool on the device.
     _finite: torch.Tensor | None = None
 
     def decode(self, pieces: tuple[torch.Tensor, ...]) -> Rendered | None:
         """Decode the next chunk, given in one or more pieces."""
-        moved = [piece.to(self.codec.device, self.codec.dtype) for piece in pieces]
+        place = self._place = self._place or (self.codec.device, self.codec.dtype)
+        moved = [piece.to(*place) for piece in pieces]
         latents = moved[0] if len(moved) == 1 else torch.cat(moved, self.codec.axis)
         if self.everything is not None:
             whole, self.everything = self.everything, None
-            self.decoder.begin(self._prepared(whole.to(self.codec.device, self.codec.dtype)))
+            self.decoder.begin(self._prepared(whole.to(*place)))
             del whole
         self.latents += latents.shape[self.codec.axis]
         latents = self._prepared(latents)

@@ -115,11 +115,11 @@ class Supervisor:
     ) -> AsyncGenerator[tuple[AsyncIterator[LatentChunk], Recipe, Backend], None]:
         """Everything opened for decoding, and given back."""
         try:
-            codec, normalized = await self._load()
+            codec, normalized, device = await self._load()
             await self._latents.open()
             plan = codec.plan(self._options.latents_per_chunk, self._options.mode)
-            self.info = self._describe(codec, plan)
-            backend = self._options.backend or for_device(codec.device)
+            self.info = self._describe(codec, plan, device)
+            backend = self._options.backend or for_device(device)
             self.loaded.set()
             latents, everything = await self._known(codec)
             async with contextlib.aclosing(cut(latents, plan, codec)) as chunks:
@@ -158,19 +158,21 @@ class Supervisor:
             return self._latents, None
         return TensorSource.of(piece), piece.tensor
 
-    async def _load(self) -> tuple[Codec, bool]:
+    async def _load(self) -> tuple[Codec, bool, torch.device]:
         """Load weights on a thread of their own, which ends with it."""
+
+        def load() -> tuple[Codec, bool, torch.device]:
+            codec, normalized = resolve(
+                self._source, normalized=self._options.normalized, device=self._options.device
+            )
+            return codec, normalized, codec.device
+
         worker = Worker("streamvae load")
-        future = worker.submit(
-            resolve,
-            self._source,
-            normalized=self._options.normalized,
-            device=self._options.device,
-        )
+        future = worker.submit(load)
         worker.close()
         return await outcome(future)
 
-    def _describe(self, codec: Codec, plan: ChunkPlan) -> StreamInfo:
+    def _describe(self, codec: Codec, plan: ChunkPlan, device: torch.device) -> StreamInfo:
         return StreamInfo(
             family=codec.family,
             kind=codec.kind,
@@ -179,7 +181,7 @@ class Supervisor:
             else self._options.output,
             mode=self._options.mode,
             step="eager",
-            device=str(codec.device),
+            device=str(device),
             latents_shape=self._latents.shape,
             latents_per_chunk=plan.rest,
             fps=self._options.fps,
