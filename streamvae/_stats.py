@@ -38,6 +38,7 @@ class StreamStats:
         chunks: Chunks that passed the last stage.
         first_chunk: Seconds from start until the first chunk could be had; None before.
         total: Seconds from start until now, or until the end.
+        opening: Seconds of these before the stages ran: weights, sinks, the first latents.
     """
 
     stages: tuple[StageTimes, ...] = ()
@@ -45,18 +46,24 @@ class StreamStats:
     chunks: int = 0
     first_chunk: float | None = None
     total: float = 0.0
+    opening: float = 0.0
 
     @property
     def bottleneck(self) -> str:
         """Who limits the stream, in a sentence."""
         if not self.stages or not self.chunks:
             return "Nothing has passed yet."
+        running = self.total - self.opening
+        if self.opening > running:
+            return (
+                "Opening (weights, sinks, the first latents) took longer than all that came after."
+            )
         last = self.stages[-1]
-        if last.waiting_output > 0.5 * self.total:
+        if last.waiting_output > 0.5 * running:
             return "The consumer is the limit: it takes frames more slowly than they are made."
         slowest = max(self.stages, key=lambda stage: stage.busy)
-        share = slowest.busy / self.total if self.total else 0.0
-        if share < 0.5 and self.stages[0].waiting_input > 0.5 * self.total:
+        share = slowest.busy / running if running else 0.0
+        if share < 0.5 and self.stages[0].waiting_input > 0.5 * running:
             return "The source of the latents is the limit: decoding waits for it."
         advice = {
             "decode": "the device is the limit, as it should be",
@@ -74,6 +81,7 @@ class Book:
     frames: int = 0
     chunks: int = 0
     began: float | None = None
+    opened: float | None = None
     first: float | None = None
     ended: float | None = None
 
@@ -87,10 +95,12 @@ class Book:
     def snapshot(self, now: float) -> StreamStats:
         """The account as of ``now``."""
         began = now if self.began is None else self.began
+        until = now if self.ended is None else self.ended
         return StreamStats(
             stages=tuple(replace(stage) for stage in self.stages),
             frames=self.frames,
             chunks=self.chunks,
             first_chunk=None if self.first is None else self.first - began,
-            total=(now if self.ended is None else self.ended) - began,
+            total=until - began,
+            opening=(until if self.opened is None else self.opened) - began,
         )

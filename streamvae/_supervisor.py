@@ -93,6 +93,7 @@ class Supervisor:
         try:
             async with self._decoding() as (chunks, recipe, backend):
                 self._connect(chunks, recipe, backend)
+                self.book.opened = self._clock()
                 self.opened.set()
                 await self.pipeline.run()
                 self._check_count(recipe)

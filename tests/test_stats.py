@@ -1,5 +1,7 @@
 """The books, and the sentence that says who limits."""
 
+from dataclasses import replace
+
 import pytest
 
 from streamvae import StageTimes, StreamStats
@@ -26,6 +28,8 @@ def stats(total: float = 10.0, **stages: tuple[float, float, float]) -> StreamSt
         (stats(decode=(5, 0, 5), download=(4, 1, 5), persist=(8, 2, 0)), "a sink is the limit"),
         (stats(decode=(5, 0, 5), settle=(8, 1, 1)), "Stage 'settle' is busy 80% of the time: it"),
         (stats(0.0, decode=(0, 0, 0)), "Stage 'decode' is busy 0%"),
+        (replace(stats(decode=(3, 0, 0)), opening=6.0), "Opening (weights, sinks, the first"),
+        (replace(stats(decode=(6, 0, 0)), opening=4.0), "Stage 'decode' is busy 100%"),
     ],
 )
 def test_bottleneck(case: StreamStats, said: str) -> None:
@@ -38,11 +42,13 @@ def test_book() -> None:
     book = Book(stages=[StageTimes("decode")])
     assert book.snapshot(5.0).total == 0
     book.began = 2.0
+    assert book.snapshot(3.0).opening == 1.0
+    book.opened = 4.0
     book.passed(4, 5.0)
     book.passed(4, 6.0)
     snapshot = book.snapshot(7.0)
     assert (snapshot.frames, snapshot.chunks) == (8, 2)
-    assert (snapshot.first_chunk, snapshot.total) == (3.0, 5.0)
+    assert (snapshot.first_chunk, snapshot.total, snapshot.opening) == (3.0, 5.0, 2.0)
     book.stages[0].busy = 99.0
     assert snapshot.stages[0].busy == 0
     book.ended = 8.0
