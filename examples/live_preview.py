@@ -32,7 +32,7 @@ async def main() -> None:
                 print(f"\x1b[H\x1b[J{await asyncio.to_thread(draw, frame)}")
             print(f"frame {frame.index} at {frame.time:.2f} s")
             if frame.index == 4:
-                break  # decoding stops within the chunk in flight
+                break  # nothing more is launched
 
 
 asyncio.run(main())

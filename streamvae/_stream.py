@@ -110,8 +110,9 @@ class FrameStream:
     """Frames as they get ready. Iterate it once; leave it early inside ``async with``.
 
     ``async for`` gives `Frame` objects, `chunks` gives whole chunks, `finish` runs to the end for
-    the sinks' sake, `collect` gives one array. A stream that is dropped or left is stopped within
-    the chunk in flight; inside ``async with`` everything is given back before the block is left.
+    the sinks' sake, `collect` gives one array. A stream that is dropped or left launches
+    nothing more; the device still finishes what it was given, two chunks at most. Inside ``async
+    with``, tasks, files and the decoder's state are given back before the block is left.
     """
 
     def __init__(self, supervise: Callable[[], Supervisor]) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import gc
 import threading
 import types
+import weakref
 from collections.abc import Awaitable, Iterator
 from random import Random
 
@@ -382,8 +383,10 @@ def test_dropped_after_its_loop() -> None:
         kept_streams.extend((stream, frames))
 
     run_virtual(main())
+    gone = weakref.ref(kept_streams[0])
     kept_streams.clear()
     gc.collect()
+    assert gone() is None
 
 
 @virtual

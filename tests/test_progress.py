@@ -11,11 +11,12 @@ from streamvae._progress import Reporter
 INFO = StreamInfo("X", "video", "uint8", "exact", "eager", "cpu", frames=6)
 
 
-def test_none() -> None:
+def test_none(capsys: pytest.CaptureFixture[str]) -> None:
     """False says nothing."""
     reporter = Reporter(False)
     reporter.advance(3, INFO)
     reporter.close()
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_bar_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
