@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import traceback
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -254,9 +255,11 @@ class FrameStream:
                 with contextlib.suppress(anyio.EndOfStream, anyio.ClosedResourceError):
                     return await run.supervisor.outlet.receive()
             await self._end(run)
-        except BaseException:
+        except BaseException as error:
             # A chunk handed over just as the wait is broken off is lost, and nobody would notice:
-            # so a broken step is the last one, as it is in an async generator.
+            # so a broken step is the last one, as it is in an async generator. Nor may that chunk
+            # live on in the traceback, which a cancelled task keeps.
+            traceback.clear_frames(error.__traceback__)
             self._closed = True
             run.task.cancel()
             raise

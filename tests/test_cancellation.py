@@ -844,6 +844,35 @@ async def test_random_cancels_of_a_real_decoder() -> None:
     assert threading.active_count() <= threads
 
 
+@pytest.mark.parametrize("turns", range(5))
+async def test_cancel_as_a_chunk_is_handed_over(turns: int) -> None:
+    """A cancel in the very turn that hands a chunk over pins it to nobody's traceback."""
+    scene = Scene()
+    loop = asyncio.get_running_loop()
+    seen = list[int]()
+
+    def cancel_soon(done: int, total: int | None) -> None:
+        if done == 5:
+            after(turns)
+
+    def after(left: int) -> None:
+        """Cancel a few turns of the loop later; in one of them the chunk is between two tasks."""
+        if left:
+            loop.call_soon(after, left - 1)
+        else:
+            task.cancel()
+
+    task = asyncio.create_task(take(scene.stream(progress=cancel_soon), seen))
+    error = None
+    try:
+        await task
+    except asyncio.CancelledError as cancelled:
+        error = cancelled
+    assert error is not None
+    await scene.check(seen)
+    assert task.cancelled()
+
+
 @pytest.mark.parametrize("how", ["whole", "break", "cancel", "ends"])
 def test_uvloop(how: str) -> None:
     """On uvloop streams end in the same ways."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -107,16 +108,20 @@ class Census:
         self.alive = 0
         self.peak = 0
         self.total = 0
+        # Re-entrant: a collection inside it may end other things that are counted.
+        self._lock = threading.RLock()
 
     def add(self, thing: object) -> None:
         """Count ``thing`` until it is collected."""
-        self.alive += 1
-        self.total += 1
-        self.peak = max(self.peak, self.alive)
+        with self._lock:
+            self.alive += 1
+            self.total += 1
+            self.peak = max(self.peak, self.alive)
         weakref.finalize(thing, self._gone)
 
     def _gone(self) -> None:
-        self.alive -= 1
+        with self._lock:
+            self.alive -= 1
 
 
 def _clock() -> Callable[[], float]:
