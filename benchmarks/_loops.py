@@ -49,7 +49,7 @@ class Case:
     def pieces(self) -> Iterator[torch.Tensor]:
         """The latents, cut as a stream cuts them."""
         begin, steps = 0, self.z.shape[2]
-        for size in self.codec.plan(None, "exact").sizes():
+        for size in self.codec.cut(steps, None, "exact").sizes():
             if begin >= steps:
                 return
             yield self.z[:, :, begin : begin + size]

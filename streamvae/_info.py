@@ -57,11 +57,11 @@ def plan(shape: tuple[int, ...] | None, vae: torch.nn.Module, *, embedded: bool)
     name = f"{codec.family}{', the embedded one' if embedded else ''}"
     yield f"vae: {name}, {str(codec.dtype).removeprefix('torch.')}, C = {codec.channels}"
     yield f"exact: {codec.exactness}"
-    cut = codec.plan(None, "exact")
     if shape is None:
         return
     yield f"latents: {', '.join(codec.layout)} = {', '.join(map(str, shape))}"
     codec.check(shape)
+    cut = codec.cut(shape[codec.axis], None, "exact")
     length, unit = shape[codec.axis], UNITS[codec.kind]
     picture = codec.picture(shape)
     size = "" if picture is None else f" of {picture[1]}x{picture[0]}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypedDict, get_args, runtime_checkable
 
@@ -50,6 +50,7 @@ class StreamOptions(TypedDict, total=False):
     timeout: float | None
     sink_timeout: float
     nonfinite: NonFinite
+    call: Mapping[str, object] | None
     backend: Backend | None
 
 
@@ -70,6 +71,7 @@ class Options:
     timeout: float | None
     sink_timeout: float
     nonfinite: NonFinite
+    call: Mapping[str, object]
     backend: Backend | None
 
     def __post_init__(self) -> None:

@@ -11,6 +11,35 @@ from ._errors import ShapeError
 from ._pixels import Output, all_finite, render
 from .abc import Codec, Decoder, Rendered
 
+#: From latents as they were given (on the device of the weights), the index of the first of them
+#: along the codec's axis, and the dtype of the weights, to latents the decoder takes.
+Prepare = Callable[[torch.Tensor, int, torch.dtype], torch.Tensor]
+
+
+def cast_to_weights(latents: torch.Tensor, start: int, dtype: torch.dtype) -> torch.Tensor:  # noqa: ARG001
+    """Latents that are ready to decode but for their dtype."""
+    return latents.to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What lies between the latents as they are given, the codec, and the pixels.
+
+    For a bare autoencoder next to nothing; for a pipeline all it does around ``vae.decode``.
+
+    Attributes:
+        prepare: What is done to each chunk of latents, on the compute stream; elementwise.
+        view: What takes latents as they are given to the codec's layout, by views only: it runs on
+            the loop, over whatever comes at once (also on ``meta``, for the shape).
+        finish: What is done to the decoder's pixels, on the compute stream, to have them in
+            [-1, 1] as the `streamvae._pixels` rule wants them.
+    """
+
+    prepare: Prepare = cast_to_weights
+    view: Callable[[torch.Tensor], torch.Tensor] | None = None
+    finish: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+
 #: Runs on the compute stream over a decoder's float pixels; may change height, width, channels.
 Transform = Callable[[torch.Tensor], torch.Tensor]
 
@@ -23,14 +52,14 @@ class Recipe:
         codec: Rules and weights.
         decoder: This stream's state.
         output: What consumers get.
-        normalized: Whether latents are in the diffusion model's space.
+        preparation: What is done around the decoder.
         transform: Runs over the decoder's pixels, (B, C, T, H, W) or (B, C, H, W), in [-1, 1].
     """
 
     codec: Codec
     decoder: Decoder
     output: Output
-    normalized: bool = False
+    preparation: Preparation = Preparation()
     transform: Transform | None = None
     #: All latents, where they are known beforehand and the codec wants them; used once.
     everything: torch.Tensor | None = None
@@ -45,14 +74,14 @@ class Recipe:
     def decode(self, pieces: tuple[torch.Tensor, ...]) -> Rendered | None:
         """Decode the next chunk, given in one or more pieces."""
         place = self._place = self._place or (self.codec.device, self.codec.dtype)
-        moved = [piece.to(*place) for piece in pieces]
+        moved = [piece.to(place[0]) for piece in pieces]
         latents = moved[0] if len(moved) == 1 else torch.cat(moved, self.codec.axis)
         if self.everything is not None:
             whole, self.everything = self.everything, None
-            self.decoder.begin(self._prepared(whole.to(*place)))
+            self.decoder.begin(self.preparation.prepare(whole.to(place[0]), 0, place[1]))
             del whole
+        latents = self.preparation.prepare(latents, self.latents, place[1])
         self.latents += latents.shape[self.codec.axis]
-        latents = self._prepared(latents)
         finite = all_finite(latents)
         self._finite = finite if self._finite is None else self._finite & finite
         return self._render(self.decoder.decode(latents))
@@ -61,12 +90,11 @@ class Recipe:
         """Give what the decoder still holds."""
         return self._render(self.decoder.drain())
 
-    def _prepared(self, latents: torch.Tensor) -> torch.Tensor:
-        return self.codec.denormalize(latents) if self.normalized else latents
-
     def _render(self, decoded: torch.Tensor | None) -> Rendered | None:
         if decoded is None:
             return None
+        if self.preparation.finish is not None:
+            decoded = self.preparation.finish(decoded)
         pixels_finite = all_finite(decoded)
         latents_finite = pixels_finite | True if self._finite is None else self._finite
         self._finite = None

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import traceback
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
@@ -50,6 +50,7 @@ def stream_decode(
     timeout: float | None = None,
     sink_timeout: float = 10.0,
     nonfinite: NonFinite = "raise",
+    call: Mapping[str, object] | None = None,
     backend: Backend | None = None,
 ) -> FrameStream:
     """Decode ``latents`` and stream the frames as they get ready, in constant memory.
@@ -80,6 +81,9 @@ def stream_decode(
         timeout: Seconds to wait at most for the device, each time.
         sink_timeout: Seconds a sink may take to end when the stream stops early.
         nonfinite: What to do about NaN and infinity: ``"raise"`` or ``"warn"``.
+        call: Keyword arguments that decoding depends on: of the pipeline's call (``height`` and
+            ``width`` where its latents are packed, ``decode_timestep``, ``generator``, ...), or of
+            a bare autoencoder's ``decode`` (``temb``, ``num_frames``).
         backend: The device's backend; None for the real one. For tests.
 
     Raises:
@@ -100,6 +104,7 @@ def stream_decode(
         timeout=timeout,
         sink_timeout=sink_timeout,
         nonfinite=nonfinite,
+        call=call or {},
         backend=backend,
     )
     opened = open_latents(latents, mark=mark if backend is None else backend.mark)

@@ -20,13 +20,13 @@ from ._events import Event
 from ._options import Options
 from ._pipeline import Pipeline
 from ._progress import Reporter
-from ._recipe import Recipe
+from ._recipe import Preparation, Recipe
 from ._source import resolve
 from ._stats import Book, StreamStats
 from ._threads import Worker, outcome
 from .abc import Backend, ChunkPlan, Codec, Sink
 from .backends import for_device
-from .latents import LatentSource, TensorSource, cut, whole
+from .latents import LatentSource, TensorSource, cut, gathered, viewed, whole
 
 logger = logging.getLogger("streamvae")
 
@@ -116,9 +116,12 @@ class Supervisor:
     ) -> AsyncGenerator[tuple[AsyncIterator[LatentChunk], Recipe, Backend], None]:
         """Everything opened for decoding, and given back."""
         try:
-            codec, normalized, device = await self._load()
+            codec, preparation, device = await self._load()
+            self._latents = viewed(self._latents, preparation.view)
             await self._latents.open()
-            plan = codec.plan(self._options.latents_per_chunk, self._options.mode)
+            if codec.needs_length:
+                self._latents = await gathered(self._latents, codec)
+            plan = self._cut(codec)
             self.info = self._describe(codec, plan, device)
             backend = self._options.backend or for_device(device)
             self.loaded.set()
@@ -132,7 +135,7 @@ class Supervisor:
                     codec,
                     codec.decoder(),
                     self._options.output,
-                    normalized,
+                    preparation,
                     self._options.transform,
                     everything,
                 )
@@ -159,14 +162,23 @@ class Supervisor:
             return self._latents, None
         return TensorSource.of(piece), piece.tensor
 
-    async def _load(self) -> tuple[Codec, bool, torch.device]:
+    def _cut(self, codec: Codec) -> ChunkPlan:
+        shape = self._latents.shape
+        length = None if shape is None or len(shape) <= codec.axis else shape[codec.axis]
+        return codec.cut(length, self._options.latents_per_chunk, self._options.mode)
+
+    async def _load(self) -> tuple[Codec, Preparation, torch.device]:
         """Load weights on a thread of their own, which ends with it."""
 
-        def load() -> tuple[Codec, bool, torch.device]:
-            codec, normalized = resolve(
-                self._source, normalized=self._options.normalized, device=self._options.device
+        def load() -> tuple[Codec, Preparation, torch.device]:
+            options = self._options
+            codec, preparation = resolve(
+                self._source,
+                normalized=options.normalized,
+                device=options.device,
+                call=options.call,
             )
-            return codec, normalized, codec.device
+            return codec, preparation, codec.device
 
         worker = Worker("streamvae load")
         future = worker.submit(load)
@@ -274,10 +286,11 @@ def _shaped(info: StreamInfo, codec: Codec, first: LatentChunk, options: Options
     known = info.latents_shape
     return replace(
         info,
-        batch=None if codec.axis == 0 else shape[0],
+        batch=None if codec.kind == "image" else (1 if codec.axis == 0 else shape[0]),
         frames=None if known is None else codec.frames(known[codec.axis]),
         height=None if picture is None else picture[0],
         width=None if picture is None else picture[1],
+        notes=codec.notes(known or shape),
     )
 
 

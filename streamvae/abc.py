@@ -211,11 +211,31 @@ class Codec(Protocol):
         """Whether the autoencoder does something to all latents at once before it walks them."""
         ...
 
-    def plan(self, latents_per_chunk: int | None, mode: str) -> ChunkPlan:
+    @property
+    def needs_length(self) -> bool:
+        """Whether the first chunk can only be cut when the number of latents is known.
+
+        Latents that come one by one are then gathered before anything is decoded.
+        """
+        ...
+
+    def cut(self, latents: int | None, latents_per_chunk: int | None, mode: str) -> ChunkPlan:
         """How to cut the latents.
+
+        Args:
+            latents: How many there are; None if unknown (never where ``needs_length`` is set).
+            latents_per_chunk: What the user asked for.
+            mode: ``"exact"`` or ``"fast"``.
 
         Raises:
             UsageError: ``mode`` is ``"exact"`` and this cut would change bits.
+        """
+        ...
+
+    def notes(self, shape: tuple[int, ...]) -> tuple[str, ...]:
+        """What the user of latents of ``shape`` should know: flags ignored, frames lost.
+
+        ``shape`` is that of all latents, or of the first chunk where no more is known.
         """
         ...
 

@@ -266,19 +266,6 @@ def test_weights_on_meta(folder):
     assert untouched(folder)
 
 
-def test_tiling_on_video(folder):
-    """Latents larger than a tile are refused while an AutoencoderKLWan has tiling on."""
-    vae = tiny.wan21()
-    vae.enable_tiling(tile_sample_min_height=16, tile_sample_min_width=16)
-
-    with pytest.raises(
-        UsageError, match=r"within one tile \(2, 2\) .*got \(3, 2\).*disable_tiling"
-    ):
-        save(noise(*GOOD), vae, folder / "new.npy")
-    assert untouched(folder)
-    assert collect(noise(1, 4, 2, 2, 2), vae).shape == (1, 5, 16, 16, 3)
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [

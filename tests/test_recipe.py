@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from streamvae import ShapeError
-from streamvae._recipe import Recipe, Transform
+from streamvae._recipe import Preparation, Recipe, Transform
 from streamvae.testing import TagCodec, tagged_latents
 
 
@@ -39,7 +39,8 @@ def test_latents_are_cast_to_the_weights_dtype() -> None:
 
 def test_normalized() -> None:
     """Latents in the diffusion model's space are taken to the decoder's first."""
-    assert tags(recipe(normalized=True).decode((tagged_latents(1),))) == [1]
+    prepared = recipe(preparation=Preparation(lambda latents, start, _: latents + start + 1))
+    assert tags(prepared.decode((tagged_latents(1),))) == [1]
 
 
 @pytest.mark.parametrize(("value", "flags"), [(torch.nan, [False, False]), (1.0, [True, True])])

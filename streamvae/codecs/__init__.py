@@ -6,21 +6,22 @@ beyond `torch.nn.Module` is read from the instance, so diffusers itself is not i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import cast
 
 from torch import nn
 
-from streamvae._errors import UnknownSourceError
+from streamvae._errors import UnknownSourceError, UsageError
 from streamvae.abc import Codec
 
 from ._by_item import ByItem
 from ._cached import CachedCausal
 from ._halo import Halo
-from ._module import unwrap
+from ._module import ModuleCodec, unwrap
 
 __all__ = ["ByItem", "CachedCausal", "Halo", "codec_for", "known_families"]
 
-_FAMILIES: dict[str, Callable[[nn.Module, type], Codec]] = {
+_FAMILIES: dict[str, type[ModuleCodec]] = {
     "AutoencoderKL": ByItem,
     "AutoencoderKLQwenImage": CachedCausal,
     "AutoencoderKLWan": CachedCausal,
@@ -33,32 +34,47 @@ def known_families() -> tuple[str, ...]:
     return tuple(sorted(_FAMILIES))
 
 
-def codec_for(vae: object) -> Codec:
+def codec_for(vae: object, arguments: Mapping[str, object] | None = None) -> Codec:
     """Find the codec of an autoencoder.
 
     Args:
         vae: An instance of one of diffusers' autoencoder classes or of a subclass, also compiled
             (``torch.compile``), offloaded or hooked; or a `Codec`, which is passed through.
+        arguments: Keyword arguments of its ``decode`` that streams are to be decoded with.
 
     Returns:
         A codec over this very module; nothing is copied, moved or changed.
 
     Raises:
         UnknownSourceError: Nobody here knows how to decode with ``vae``.
-        UsageError: The autoencoder replaces the ``decode`` that its family's codec stands for.
+        UsageError: The autoencoder replaces the ``decode`` that its family's codec stands for, or
+            its ``decode`` takes no such arguments.
     """
     module = unwrap(vae)
     if isinstance(module, nn.Module):
         for base in type(module).__mro__:
             # Other projects have classes of the same name (ldm's AutoencoderKL, for one).
             if base.__name__ in _FAMILIES and base.__module__.partition(".")[0] == "diffusers":
-                return _FAMILIES[base.__name__](module, base)
+                return _made(_FAMILIES[base.__name__], module, base, arguments or {})
     if isinstance(vae, Codec) and not isinstance(vae, type):
         return vae
     raise UnknownSourceError(
         f"expected a codec or an autoencoder of a known family ({', '.join(known_families())}), "
         f"got {_describe(module)}"
     )
+
+
+def _made(
+    codec: type[ModuleCodec], module: nn.Module, base: type, arguments: Mapping[str, object]
+) -> Codec:
+    unknown = sorted(set(arguments) - set(codec.arguments))
+    if unknown:
+        known = ", ".join(codec.arguments) or "none"
+        raise UsageError(
+            f"expected arguments that the decoding of {base.__name__} depends on ({known}), "
+            f"got {', '.join(unknown)}"
+        )
+    return cast("Codec", codec(module, base, **arguments))
 
 
 def _describe(source: object) -> str:

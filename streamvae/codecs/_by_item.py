@@ -34,7 +34,7 @@ class ByItem(ModuleCodec):
         super().__init__(module, base)
         self.channels: int = self.vae.config["latent_channels"]
 
-    def plan(self, latents_per_chunk: int | None, mode: str) -> ChunkPlan:
+    def cut(self, latents: int | None, latents_per_chunk: int | None, mode: str) -> ChunkPlan:  # noqa: ARG002
         """One item a chunk; any number in fast mode."""
         check_count(latents_per_chunk)
         items = latents_per_chunk or 1

@@ -96,7 +96,7 @@ class Halo(ModuleCodec):
         self.sample_rate: int = self.vae.config["sampling_rate"]
         self.reach = Reach.of(self.vae.decoder)
 
-    def plan(self, latents_per_chunk: int | None, mode: str) -> ChunkPlan:  # noqa: ARG002  # no plan is more exact
+    def cut(self, latents: int | None, latents_per_chunk: int | None, mode: str) -> ChunkPlan:  # noqa: ARG002
         """128 latents a chunk, or as many as asked for: the cut only changes rounding."""
         check_count(latents_per_chunk)
         size = latents_per_chunk or _LATENTS_PER_CHUNK

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import nn
@@ -48,11 +48,23 @@ class ModuleCodec:
         base: The diffusers class that its family is named after.
     """
 
+    #: Keyword arguments of ``decode`` that this family's codec takes, by the same names.
+    arguments: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, module: nn.Module, base: type) -> None:
         self.module = module
         self.vae = cast("Autoencoder", module)
         self.family = base.__name__
         self._constants: dict[tuple[str, torch.device, torch.dtype], torch.Tensor] = {}
+
+    @property
+    def needs_length(self) -> bool:
+        """False: chunks are cut as latents come."""
+        return False
+
+    def notes(self, shape: tuple[int, ...]) -> tuple[str, ...]:  # noqa: ARG002
+        """Nothing to say."""
+        return ()
 
     @property
     def device(self) -> torch.device:

@@ -1,8 +1,9 @@
 """Reading latents: tensors, arrays, files, iterables and pipelines, cut to a codec's chunk plan."""
 
 from ._cut import check_known, cut, whole
+from ._gather import gathered, viewed
 from ._open import LatentsLike, open_latents
-from ._pipelines import autoencoder_of, is_pipeline
+from ._pipelines import is_pipeline, of_pipeline
 from ._source import Item, LatentSource, Mark, Piece, TensorSource
 
 __all__ = [
@@ -12,10 +13,12 @@ __all__ = [
     "Mark",
     "Piece",
     "TensorSource",
-    "autoencoder_of",
     "check_known",
     "cut",
+    "gathered",
     "is_pipeline",
+    "of_pipeline",
     "open_latents",
+    "viewed",
     "whole",
 ]

@@ -33,6 +33,7 @@ class TagCodec:
     sample_rate: int | None = None
     exactness = "Frames are tags."
     wants_all = False
+    needs_length = False
 
     def __init__(
         self, frames_per_latent: int = 1, *, held: int = 0, fail_at: int | None = None
@@ -43,11 +44,15 @@ class TagCodec:
         #: Decoders made and not closed.
         self.open_decoders = 0
 
-    def plan(self, latents_per_chunk: int | None, mode: str) -> ChunkPlan:
+    def cut(self, latents: int | None, latents_per_chunk: int | None, mode: str) -> ChunkPlan:  # noqa: ARG002
         """One latent, then as many as asked for."""
         if mode == "exact" and latents_per_chunk == 13:
             raise UsageError("expected any latents_per_chunk but 13, got 13")
         return ChunkPlan(1, latents_per_chunk or 1)
+
+    def notes(self, shape: tuple[int, ...]) -> tuple[str, ...]:  # noqa: ARG002
+        """None."""
+        return ()
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Refuse anything but (B, 1, T, h, w)."""

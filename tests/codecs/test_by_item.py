@@ -57,12 +57,12 @@ def test_plan() -> None:
     """Exact mode takes one item at a time and says why."""
     codec = codec_for(tiny.kl())
 
-    assert codec.plan(None, "exact") == codec.plan(1, "exact") == ChunkPlan(1, 1)
-    assert codec.plan(3, "fast") == ChunkPlan(3, 3)
+    assert codec.cut(None, None, "exact") == codec.cut(None, 1, "exact") == ChunkPlan(1, 1)
+    assert codec.cut(None, 3, "fast") == ChunkPlan(3, 3)
     with pytest.raises(UsageError, match=r"rounding.*got 3; pass mode='fast'"):
-        codec.plan(3, "exact")
+        codec.cut(None, 3, "exact")
     with pytest.raises(UsageError, match="at least 1, got -1"):
-        codec.plan(-1, "exact")
+        codec.cut(None, -1, "exact")
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 7), (1, 16, 5, 7), (1, 4, 0, 7), (1, 4, 1, 5, 7)])

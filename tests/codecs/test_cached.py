@@ -78,13 +78,13 @@ def test_plan() -> None:
     """The first latent goes alone; exact mode takes one at a time and says why."""
     codec = codec_for(tiny.wan21())
 
-    assert codec.plan(None, "exact") == codec.plan(1, "exact") == ChunkPlan(1, 1)
-    assert codec.plan(4, "fast") == ChunkPlan(1, 4)
-    assert codec.plan(None, "fast") == ChunkPlan(1, 1)
+    assert codec.cut(None, None, "exact") == codec.cut(None, 1, "exact") == ChunkPlan(1, 1)
+    assert codec.cut(None, 4, "fast") == ChunkPlan(1, 4)
+    assert codec.cut(None, None, "fast") == ChunkPlan(1, 1)
     with pytest.raises(UsageError, match=r"chunks of 4 differ .*rounding.*pass mode='fast'"):
-        codec.plan(4, "exact")
+        codec.cut(None, 4, "exact")
     with pytest.raises(UsageError, match="at least 1, got 0"):
-        codec.plan(0, "fast")
+        codec.cut(None, 0, "fast")
 
 
 @FAMILIES
@@ -145,7 +145,7 @@ def test_close_lets_go() -> None:
     codec = codec_for(tiny.wan21())
     decoder = codec.decoder()
     decoder.decode(noise(1, 4, 1, 2, 2))
-    kept = decoder._caches[0]
+    kept = decoder._clips[0]._walks[0][0]._cache
     slots = [weakref.ref(slot) for slot in kept if isinstance(slot, torch.Tensor)]
     assert slots
     assert decoder.drain() is None
@@ -172,7 +172,7 @@ def test_failure_closes() -> None:
         decoder.decode(noise(1, 4, 1, 2, 2))
 
     hook.remove()
-    assert decoder._caches == []
+    assert decoder._clips == []
     with pytest.raises(ClosedError):
         decoder.decode(noise(1, 4, 1, 2, 2))
 
@@ -207,20 +207,27 @@ def test_check(shape: tuple[int, ...]) -> None:
 @FAMILIES
 @torch.no_grad()
 def test_tiling(make: Make) -> None:
-    """Tiling on: latents within a tile are streamed, larger ones refused before anything runs."""
+    """With tiling on, frames equal those of tiled_decode, tile sizes dividing or not."""
     vae = make()
     vae.enable_tiling(64, 64, 48, 48)
     codec = codec_for(vae)
     tile = 64 // vae.spatial_compression_ratio
-    inside = noise(1, codec.channels, 2, tile, tile)
-    outside = noise(1, codec.channels, 1, tile, tile + 1)
+    for batch, height, width in [(1, tile, tile), (2, tile + 1, 2 * tile), (1, 2 * tile - 1, 1)]:
+        latents = noise(batch, codec.channels, 3, height, width)
+        expected = whole(vae, latents)
+        assert torch.equal(walk(codec, latents), expected)
+        assert codec.picture(tuple(latents.shape)) == tuple(expected.shape[3:])
 
-    codec.check(tuple(inside.shape))
-    assert torch.equal(walk(codec, inside), whole(vae, inside))
-    with pytest.raises(UsageError, match=r"call vae\.disable_tiling\(\)"):
-        codec.check(tuple(outside.shape))
-    with pytest.raises(UsageError, match=r"call vae\.disable_tiling\(\)"):
-        codec.decoder().decode(outside)
+
+@torch.no_grad()
+def test_tiles_with_slicing() -> None:
+    """Sliced and tiled at once: every clip has tiles of its own."""
+    vae = tiny.wan21()
+    vae.enable_tiling(16, 16, 8, 8)
+    vae.enable_slicing()
+    latents = noise(2, 4, 3, 3, 5)
+
+    assert torch.equal(walk(codec_for(vae), latents), whole(vae, latents))
 
 
 @FAMILIES

@@ -185,10 +185,10 @@ def test_plan() -> None:
     """Any chunk size is within rounding, so exact mode takes any; 128 latents by default."""
     codec = codec_for(tiny.oobleck(strides=(4,)))
 
-    assert codec.plan(None, "exact") == ChunkPlan(128, 128)
-    assert codec.plan(3, "exact") == codec.plan(3, "fast") == ChunkPlan(3, 3)
+    assert codec.cut(None, None, "exact") == ChunkPlan(128, 128)
+    assert codec.cut(None, 3, "exact") == codec.cut(None, 3, "fast") == ChunkPlan(3, 3)
     with pytest.raises(UsageError, match="at least 1, got 0"):
-        codec.plan(0, "exact")
+        codec.cut(None, 0, "exact")
 
 
 @pytest.mark.parametrize("shape", [(8, 40), (1, 4, 40), (1, 8, 0), (0, 8, 3)])

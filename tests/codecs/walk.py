@@ -14,7 +14,7 @@ def pieces(
 ) -> Iterator[torch.Tensor]:
     """Cut latents by the codec's plan; each piece is memory of its own."""
     start, end = 0, latents.shape[codec.axis]
-    for size in codec.plan(count, mode).sizes():
+    for size in codec.cut(end, count, mode).sizes():
         stop = min(start + size, end)
         yield latents.narrow(codec.axis, start, stop - start).clone()
         if stop == end:

@@ -8,7 +8,7 @@ import diffusers
 import pytest
 
 from streamvae._errors import UnknownSourceError, UsageError
-from streamvae.latents import autoencoder_of, is_pipeline
+from streamvae.latents import is_pipeline, of_pipeline
 from streamvae.latents._pipelines import NORMALIZED
 
 
@@ -37,7 +37,7 @@ def test_a_listed_pipeline_gives_its_autoencoder(name: str) -> None:
     vae = _vae()
     pipe = _pipeline(getattr(diffusers, name), vae)
     assert is_pipeline(pipe)
-    assert autoencoder_of(pipe) == (vae, True)
+    assert of_pipeline(pipe, {})[0] is vae
 
 
 @pytest.mark.parametrize("name", NORMALIZED)
@@ -60,7 +60,7 @@ def test_other_pipelines_are_refused_with_the_way_out(name: str) -> None:
     with pytest.raises(
         UnknownSourceError, match=rf"WanPipeline.*got {name}.*pipe\.vae.*normalized"
     ):
-        autoencoder_of(pipe)
+        of_pipeline(pipe, {})
 
 
 def test_a_derived_pipeline_is_not_taken_for_its_base() -> None:
@@ -69,13 +69,13 @@ def test_a_derived_pipeline_is_not_taken_for_its_base() -> None:
     pipe = object.__new__(derived)
     assert is_pipeline(pipe)
     with pytest.raises(UnknownSourceError, match="got WanPipeline"):
-        autoencoder_of(pipe)
+        of_pipeline(pipe, {})
 
 
 def test_a_pipeline_without_autoencoder_says_so() -> None:
     """A pipeline loaded with ``vae=None`` raises before anything else is tried."""
     with pytest.raises(UsageError, match="vae=None"):
-        autoencoder_of(_pipeline(diffusers.WanPipeline, None))
+        of_pipeline(_pipeline(diffusers.WanPipeline, None), {})
 
 
 @pytest.mark.parametrize("other", [None, "hub/id", object(), type])

@@ -1,0 +1,241 @@
+"""Streams over video codecs: clips of a batch and tiles of a picture, each on its own walk.
+
+How one tile of one clip walks through time is a family's own affair (`Walk`). What is common is
+here: private state for every stream, batches sliced where the autoencoder slices them, spatial
+tiles side by side, and that everything is let go of on every way out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Protocol
+
+import torch
+
+from streamvae._errors import ClosedError, LatentsError
+from streamvae._pixels import Kind
+from streamvae.abc import Decoder
+
+from ._module import ModuleCodec, check_shape, clips
+from ._tiles import Grid
+
+
+class Walk(Protocol):
+    """One tile of one clip (or of a batch decoded together) on its way through time.
+
+    Used on the launch thread only, without gradients. Frames come in order; all tiles of a clip
+    must give equally many at each call.
+    """
+
+    def push(self, latents: torch.Tensor) -> torch.Tensor | None:
+        """Decode the next latents, (B, C, t, h, w), as `WalkingCodec.prologue` gave them.
+
+        Returns:
+            Frames (B, C', T, H, W), or None when there is nothing to give yet.
+        """
+        ...
+
+    def drain(self) -> torch.Tensor | None:
+        """Give the next frames of what is held after the last latent; None when there are none."""
+        ...
+
+    def clear(self) -> None:
+        """Let go of all state, in place. Idempotent."""
+        ...
+
+
+class WalkingCodec(ModuleCodec):
+    """A video codec made of walks: (B, C, T, h, w) to (B, C', T', H, W).
+
+    A family says how one walk goes (`walk`), and overrides what differs from these defaults.
+    """
+
+    kind: ClassVar[Kind] = "video"
+    layout: ClassVar[str] = "BCTHW"
+    axis: ClassVar[int] = 2
+    sample_rate: ClassVar[None] = None
+
+    channels: int
+
+    def walk(self) -> Walk:
+        """A new walk from the first latent on."""
+        raise NotImplementedError
+
+    def grid(self, shape: tuple[int, ...]) -> Grid | None:  # noqa: ARG002
+        """How latents of ``shape`` are cut into spatial tiles now; None if they are not."""
+        return None
+
+    def prologue(self, latents: torch.Tensor) -> torch.Tensor:
+        """What ``vae.decode`` does to latents before it walks: to all of a clip, or of a tile."""
+        return latents
+
+    def epilogue(self, frames: torch.Tensor, *, tiled: bool) -> torch.Tensor:  # noqa: ARG002
+        """What ``vae.decode`` does to the frames of whole pictures, after tiles were blended."""
+        return frames
+
+    @property
+    def wants_all(self) -> bool:
+        """Whether the prologue's rounding depends on how many latents there are."""
+        return False
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Any length, any size."""
+        check_shape(shape, self.layout, self.channels)
+
+    def drains(self, latents: int) -> int:  # noqa: ARG002  # the same for any number
+        """Nothing is held back."""
+        return 0
+
+    def decoder(self) -> Decoder:
+        """A stream with state of its own."""
+        return WalkDecoder(self)
+
+
+class WalkDecoder:
+    """One stream's walks: one for each tile, and for each clip where the autoencoder slices."""
+
+    def __init__(self, codec: WalkingCodec) -> None:
+        self._codec = codec
+        self._clips: list[_Clip] = []
+        self._hidden: list[torch.Tensor] = []  # at most one: the prologue's of all latents
+        self._clip: tuple[int, ...] = ()
+        self._done = 0
+        self._closed = False
+
+    def begin(self, latents: torch.Tensor) -> None:
+        """See `streamvae.abc.Decoder.begin`."""
+        self._require_open()
+        self._codec.check(tuple(latents.shape))
+        if self._codec.grid(tuple(latents.shape)) is None:  # tiles have prologues of their own
+            self._codec.onload()
+            self._hidden[:] = [self._by_clip(latents, self._codec.prologue)]
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor | None:
+        """See `streamvae.abc.Decoder.decode`."""
+        return self._safely(lambda: self._decode(latents))
+
+    def drain(self) -> torch.Tensor | None:
+        """See `streamvae.abc.Decoder.drain`."""
+        return self._safely(self._drain)
+
+    def close(self) -> None:
+        """See `streamvae.abc.Decoder.close`."""
+        self._closed = True
+        # In place: frames of a kept traceback may still know the lists.
+        self._hidden.clear()
+        for clip in self._clips:
+            clip.clear()
+        self._clips.clear()
+
+    def _safely(self, step: Callable[[], torch.Tensor | None]) -> torch.Tensor | None:
+        self._require_open()
+        try:
+            self._codec.onload()
+            return step()
+        except BaseException:
+            # State half a step ahead would give wrong frames, and may be gigabytes.
+            self.close()
+            raise
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor | None:
+        clip = (*latents.shape[:2], *latents.shape[3:])
+        if not self._clips:
+            self._start(latents, clip)
+        elif clip != self._clip:
+            raise LatentsError(
+                "expected every chunk to have the batch, channels, height and width of the first, "
+                f"{self._clip}, got {clip}"
+            )
+        hidden = self._next(latents)
+        items = clips(hidden) if len(self._clips) > 1 else (hidden,)
+        return _joined([one.push(item) for one, item in zip(self._clips, items, strict=True)])
+
+    def _drain(self) -> torch.Tensor | None:
+        return _joined([clip.drain() for clip in self._clips])
+
+    def _start(self, latents: torch.Tensor, clip: tuple[int, ...]) -> None:
+        shape = tuple(latents.shape)
+        self._codec.check(shape)
+        self._clip = clip
+        grid = self._codec.grid(shape)
+        count = shape[0] if self._sliced(latents) else 1
+        self._clips.extend(_Clip(self._codec, grid, shape) for _ in range(count))
+
+    def _next(self, latents: torch.Tensor) -> torch.Tensor:
+        """What the prologue makes of these latents, or made of them when it had all."""
+        if self._hidden:
+            length = latents.shape[2]
+            hidden = self._hidden[0].narrow(2, self._done, length)
+            self._done += length
+            return hidden
+        if self._clips[0].grid is not None:
+            return latents
+        return self._by_clip(latents, self._codec.prologue)
+
+    def _by_clip(
+        self, latents: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        if not self._sliced(latents):
+            return function(latents)
+        return torch.cat([function(clip) for clip in clips(latents)])
+
+    def _sliced(self, latents: torch.Tensor) -> bool:
+        return bool(getattr(self._codec.vae, "use_slicing", False)) and latents.shape[0] > 1
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ClosedError("expected an open decoder, got one that was closed")
+
+
+class _Clip:
+    """One clip's walks: one, or one for each spatial tile, blended as they go."""
+
+    def __init__(self, codec: WalkingCodec, grid: Grid | None, shape: tuple[int, ...]) -> None:
+        self._codec = codec
+        self.grid = grid
+        self._windows = [] if grid is None else grid.windows(shape)
+        self._walks = (
+            [[codec.walk()]]
+            if grid is None
+            else [[codec.walk() for _ in row] for row in self._windows]
+        )
+
+    def push(self, latents: torch.Tensor) -> torch.Tensor | None:
+        if self.grid is None:
+            return self._whole(self._walks[0][0].push(latents))
+        prologue = self._codec.prologue
+        rows = [
+            [
+                walk.push(prologue(latents[..., top, left]))
+                for walk, (top, left) in zip(walks, row, strict=True)
+            ]
+            for walks, row in zip(self._walks, self._windows, strict=True)
+        ]
+        return self._blended(rows)
+
+    def drain(self) -> torch.Tensor | None:
+        if self.grid is None:
+            return self._whole(self._walks[0][0].drain())
+        return self._blended([[walk.drain() for walk in row] for row in self._walks])
+
+    def clear(self) -> None:
+        for row in self._walks:
+            for walk in row:
+                walk.clear()
+
+    def _whole(self, frames: torch.Tensor | None) -> torch.Tensor | None:
+        return None if frames is None else self._codec.epilogue(frames, tiled=False)
+
+    def _blended(self, rows: list[list[torch.Tensor | None]]) -> torch.Tensor | None:
+        given = [[tile for tile in row if tile is not None] for row in rows]
+        if not given[0]:
+            return None
+        assert self.grid is not None  # noqa: S101  # the caller has seen it
+        return self._codec.epilogue(self.grid.blend_tiles(given, self._codec.module), tiled=True)
+
+
+def _joined(parts: list[torch.Tensor | None]) -> torch.Tensor | None:
+    given = [part for part in parts if part is not None]
+    if not given:
+        return None
+    return given[0] if len(given) == 1 else torch.cat(given)
