@@ -32,6 +32,11 @@ logger = logging.getLogger("streamvae")
 
 Chunk = HostChunk | DeviceFrames
 
+_GATHERED = (
+    "{} cuts its first chunk by the number of latents: latents that came one by one were gathered, "
+    "and decoding began when all had come"
+)
+
 
 class Supervisor:
     """Runs one stream. `run` is the body of its task; everybody else only looks.
@@ -65,6 +70,7 @@ class Supervisor:
         self.loaded = asyncio.Event()
         self.opened = asyncio.Event()
         self.stuck: list[SinkTimeout] = []
+        self._notes: tuple[str, ...] = ()
 
     @property
     def sized(self) -> bool:
@@ -119,8 +125,9 @@ class Supervisor:
             codec, preparation, device = await self._load()
             self._latents = viewed(self._latents, preparation.view)
             await self._latents.open()
-            if codec.needs_length:
+            if codec.needs_length and self._latents.shape is None:
                 self._latents = await gathered(self._latents, codec)
+                self._notes = (_GATHERED.format(codec.family),)
             plan = self._cut(codec)
             self.info = self._describe(codec, plan, device)
             backend = self._options.backend or for_device(device)
@@ -130,6 +137,7 @@ class Supervisor:
                 del latents
                 first = await anext(chunks)
                 self.info = _shaped(self.info, codec, first, self._options)
+                self._noted(codec, first)
                 await self._open_sinks(self.info)
                 recipe = Recipe(
                     codec,
@@ -154,6 +162,15 @@ class Supervisor:
                         await outcome(closing, keep=True)
         finally:
             await self._latents.aclose()
+
+    def _noted(self, codec: Codec, first: LatentChunk) -> None:
+        """Put what the user should know into ``info``, and into the log."""
+        info = self.info
+        assert info is not None  # noqa: S101  # described before the first chunk
+        shape = info.latents_shape or tuple(first.pieces[0].shape)
+        self.info = replace(info, notes=(*self._notes, *codec.notes(shape)))
+        for note in self.info.notes:
+            logger.warning("%s", note)
 
     async def _known(self, codec: Codec) -> tuple[LatentSource, torch.Tensor | None]:
         """Where to read latents from; all of them, if they are known and the codec wants them."""
@@ -290,7 +307,6 @@ def _shaped(info: StreamInfo, codec: Codec, first: LatentChunk, options: Options
         frames=None if known is None else codec.frames(known[codec.axis]),
         height=None if picture is None else picture[0],
         width=None if picture is None else picture[1],
-        notes=codec.notes(known or shape),
     )
 
 

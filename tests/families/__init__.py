@@ -1,0 +1,1 @@
+"""Every family of video autoencoders, as one table for the tests."""
