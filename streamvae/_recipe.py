@@ -67,13 +67,13 @@ class Recipe:
     latents: int = 0
 
     #: Device and dtype of the weights. Finding out means walking all modules: once is enough.
-    _place: tuple[torch.device, torch.dtype] | None = None
+    place: tuple[torch.device, torch.dtype] | None = None
     #: Whether latents that have given no pixels yet are finite; a bool on the device.
     _finite: torch.Tensor | None = None
 
     def decode(self, pieces: tuple[torch.Tensor, ...]) -> Rendered | None:
         """Decode the next chunk, given in one or more pieces."""
-        place = self._place = self._place or (self.codec.device, self.codec.dtype)
+        place = self.place = self.place or (self.codec.device, self.codec.dtype)
         moved = [piece.to(place[0]) for piece in pieces]
         latents = moved[0] if len(moved) == 1 else torch.cat(moved, self.codec.axis)
         if self.everything is not None:

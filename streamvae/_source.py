@@ -39,7 +39,8 @@ def resolve(
         DeviceError: The user's own weights are not on ``device``.
         UnknownSourceError: Nobody knows how to decode with ``source``.
     """
-    if isinstance(source, Codec):
+    # Asking a module whether it is a codec reads all its properties, some of them slow.
+    if not isinstance(source, torch.nn.Module) and isinstance(source, Codec):
         return source, _bare(source, normalized=normalized)
     if source is None:
         source = default_vae().to(device or "cpu")

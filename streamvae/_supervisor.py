@@ -32,6 +32,9 @@ logger = logging.getLogger("streamvae")
 
 Chunk = HostChunk | DeviceFrames
 
+#: Device and dtype of the weights.
+Place = tuple[torch.device, torch.dtype]
+
 _GATHERED = (
     "{} cuts its first chunk by the number of latents: latents that came one by one were gathered, "
     "and decoding began when all had come"
@@ -122,7 +125,8 @@ class Supervisor:
     ) -> AsyncGenerator[tuple[AsyncIterator[LatentChunk], Recipe, Backend], None]:
         """Everything opened for decoding, and given back."""
         try:
-            codec, preparation, device = await self._load()
+            codec, preparation, place = await self._load()
+            device, _ = place
             self._latents = viewed(self._latents, preparation.view)
             await self._latents.open()
             if codec.needs_length and self._latents.shape is None:
@@ -146,6 +150,7 @@ class Supervisor:
                     preparation,
                     self._options.transform,
                     everything,
+                    place=place,
                 )
                 del everything
                 # The first launch waits for the weights too; the others come after it.
@@ -184,10 +189,10 @@ class Supervisor:
         length = None if shape is None or len(shape) <= codec.axis else shape[codec.axis]
         return codec.cut(length, self._options.latents_per_chunk, self._options.mode)
 
-    async def _load(self) -> tuple[Codec, Preparation, torch.device]:
+    async def _load(self) -> tuple[Codec, Preparation, Place]:
         """Load weights on a thread of their own, which ends with it."""
 
-        def load() -> tuple[Codec, Preparation, torch.device]:
+        def load() -> tuple[Codec, Preparation, Place]:
             options = self._options
             codec, preparation = resolve(
                 self._source,
@@ -195,7 +200,7 @@ class Supervisor:
                 device=options.device,
                 call=options.call,
             )
-            return codec, preparation, codec.device
+            return codec, preparation, (codec.device, codec.dtype)
 
         worker = Worker("streamvae load")
         future = worker.submit(load)
