@@ -28,16 +28,19 @@ class Preparation:
     For a bare autoencoder next to nothing; for a pipeline all it does around ``vae.decode``.
 
     Attributes:
-        prepare: What is done to each chunk of latents, on the compute stream; elementwise.
+        prepare: What is done to each chunk of latents, on the compute stream: elementwise, or to
+            put into order what ``view`` only relabelled.
         view: What takes latents as they are given to the codec's layout, by views only: it runs on
             the loop, over whatever comes at once (also on ``meta``, for the shape).
         finish: What is done to the decoder's pixels, on the compute stream, to have them in
             [-1, 1] as the `streamvae._pixels` rule wants them.
+        picture: Height and width in pixels after ``finish``; None where it keeps the decoder's.
     """
 
     prepare: Prepare = cast_to_weights
     view: Callable[[torch.Tensor], torch.Tensor] | None = None
     finish: Callable[[torch.Tensor], torch.Tensor] | None = None
+    picture: tuple[int, int] | None = None
 
 
 #: Runs on the compute stream over a decoder's float pixels; may change height, width, channels.

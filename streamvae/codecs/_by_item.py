@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
 
-from streamvae._errors import ClosedError, UsageError
+from streamvae._errors import ClosedError, LatentsError, UsageError
 from streamvae._pixels import Kind
 from streamvae.abc import ChunkPlan, Decoder
 
 from ._module import ModuleCodec, check_count, check_shape
+from ._tiles import Grid
 
 
 class ByItem(ModuleCodec):
     """AutoencoderKL: (B, C, h, w) to (B, 3, H, W), each chunk by ``vae.decode`` itself.
 
-    So tiling, hooks and whatever else the autoencoder does in ``decode`` are honoured.
+    So tiling, hooks and whatever else the autoencoder does in ``decode`` are honoured. Families
+    that differ only in sizes and statistics derive from it.
     """
 
     kind: ClassVar[Kind] = "image"
@@ -53,24 +55,28 @@ class ByItem(ModuleCodec):
         """As many items as latents."""
         return latents
 
-    def picture(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Height and width, with tiling as it is set now."""
-        height, width = shape[-2:]
-        tile = getattr(self.vae, "tile_latent_min_size", 0)
-        tiled = self.vae.use_tiling and max(height, width) > tile
-        return self._extent(height, tiled=tiled), self._extent(width, tiled=tiled)
+    @property
+    def scale(self) -> int:
+        """Pixels a latent, along a side."""
+        return 1 << (len(self.vae.config["block_out_channels"]) - 1)
 
-    def _extent(self, latents: int, *, tiled: bool) -> int:
-        """Pixels along one side. Tiles whose sizes do not divide lose or gain some."""
-        scale: int = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
-        if not tiled:
-            return latents * scale
-        tile: int = getattr(self.vae, "tile_latent_min_size")  # noqa: B009  # not in the Protocol
-        pixels: int = getattr(self.vae, "tile_sample_min_size")  # noqa: B009
-        overlap: float = getattr(self.vae, "tile_overlap_factor")  # noqa: B009
-        kept = pixels - int(pixels * overlap)
-        starts = range(0, latents, int(tile * (1 - overlap)))
-        return sum(min(min(tile, latents - start) * scale, kept) for start in starts)
+    def grid(self, shape: tuple[int, ...]) -> Grid | None:
+        """How ``vae.decode`` tiles latents of ``shape`` now; None if it does not."""
+        vae = cast("Any", self.vae)
+        if not vae.use_tiling or max(shape[-2:]) <= vae.tile_latent_min_size:
+            return None
+        tile, pixels = vae.tile_latent_min_size, vae.tile_sample_min_size
+        stride = int(tile * (1 - vae.tile_overlap_factor))
+        blend = int(pixels * vae.tile_overlap_factor)
+        keep = pixels - blend
+        return Grid((tile, tile), (stride, stride), (blend, blend), (keep, keep))
+
+    def picture(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Height and width, with tiling as it is set now: tiles may lose or gain some."""
+        grid = self.grid(shape)
+        if grid is not None:
+            return grid.picture(shape, self.scale)
+        return shape[-2] * self.scale, shape[-1] * self.scale
 
     def drains(self, latents: int) -> int:  # noqa: ARG002  # the same for any number
         """Nothing is held back."""
@@ -82,7 +88,7 @@ class ByItem(ModuleCodec):
         scale: float | None = config["scaling_factor"]
         if scale is None:
             raise UsageError(
-                "expected scaling_factor in the config of AutoencoderKL to denormalize latents, "
+                f"expected scaling_factor in the config of {self.family} to denormalize latents, "
                 "got None; denormalize them yourself and pass normalized=False"
             )
         if config.get("latents_mean") is not None and config.get("latents_std") is not None:
@@ -94,6 +100,80 @@ class ByItem(ModuleCodec):
     def decoder(self) -> Decoder:
         """A stream over a batch; it has no state."""
         return _Items(self)
+
+
+class ByItemFlux2(ByItem):
+    """AutoencoderKLFlux2: as AutoencoderKL, but its normalisation is that of patches of 2x2."""
+
+    @property
+    def scale(self) -> int:
+        """Pixels a latent, along a side; the decoder may have blocks of its own."""
+        config = self.vae.config
+        blocks = config.get("decoder_block_out_channels") or config["block_out_channels"]
+        return 1 << (len(blocks) - 1)
+
+    def denormalize(self, latents: torch.Tensor) -> torch.Tensor:
+        """By the batch norm of the encoder, which has four statistics a channel, as Flux2Pipeline.
+
+        Raises:
+            LatentsError: There is no even number of latents (..., C, h, w) along a side.
+        """
+        batch, channels, height, width = latents.shape
+        if height % 2 or width % 2:
+            raise LatentsError(
+                f"expected latents of {self.family} to denormalize in patches of 2x2, "
+                f"got height {height} and width {width}"
+            )
+        mean, std = (self._statistic(name, latents) for name in ("mean", "std"))
+        patches = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
+        return (patches * std + mean).reshape(latents.shape)
+
+    def _statistic(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """One of the batch norm's, as (1, C, 1, 2, 1, 2) of the device and dtype of ``like``."""
+        place = (name, like.device, like.dtype)
+        if place not in self._constants:
+            norm = cast("Any", self.vae).bn
+            value: torch.Tensor = norm.running_mean
+            if name == "std":
+                # In the dtype of the weights, and only then cast, as the pipelines do.
+                value = torch.sqrt(norm.running_var + self.vae.config["batch_norm_eps"])
+            self._constants[place] = value.to(like.device, like.dtype)
+        return self._constants[place].view(1, -1, 1, 2, 1, 2)
+
+
+class ByItemHunyuan(ByItem):
+    """AutoencoderKLHunyuanImage: as AutoencoderKL, with a ratio of its own."""
+
+    @property
+    def scale(self) -> int:
+        """Pixels a latent, along a side."""
+        ratio: int = self.vae.config["spatial_compression_ratio"]
+        return ratio
+
+
+class ByItemDeep(ByItem):
+    """AutoencoderDC (Sana): (B, C, h, w) to (B, 3, 32h, 32w), one block less a half of that."""
+
+    @property
+    def scale(self) -> int:
+        """Pixels a latent, along a side."""
+        return 1 << (len(self.vae.config["decoder_block_out_channels"]) - 1)
+
+    def grid(self, shape: tuple[int, ...]) -> Grid | None:
+        """How ``vae.decode`` tiles latents of ``shape`` now; None if it does not."""
+        vae = cast("Any", self.vae)
+        limits = (vae.tile_latent_min_height, vae.tile_latent_min_width)
+        if not vae.use_tiling or (shape[-2] <= limits[0] and shape[-1] <= limits[1]):
+            return None
+        ratio: int = vae.spatial_compression_ratio
+        least = (vae.tile_sample_min_height, vae.tile_sample_min_width)
+        step = (vae.tile_sample_stride_height, vae.tile_sample_stride_width)
+        return Grid(
+            (least[0] // ratio, least[1] // ratio),
+            (step[0] // ratio, step[1] // ratio),
+            (least[0] - step[0], least[1] - step[1]),
+            step,
+        )
 
 
 class _Items:

@@ -1,7 +1,9 @@
 """Reading latents: tensors, arrays, files, iterables and pipelines, cut to a codec's chunk plan."""
 
+from ._call import decoding_call, takes
 from ._cut import check_known, cut, whole
 from ._gather import gathered, viewed
+from ._generate import PipelineSource
 from ._open import LatentsLike, open_latents
 from ._pipelines import is_pipeline, of_pipeline
 from ._source import Item, LatentSource, Mark, Piece, TensorSource
@@ -12,13 +14,16 @@ __all__ = [
     "LatentsLike",
     "Mark",
     "Piece",
+    "PipelineSource",
     "TensorSource",
     "check_known",
     "cut",
+    "decoding_call",
     "gathered",
     "is_pipeline",
     "of_pipeline",
     "open_latents",
+    "takes",
     "viewed",
     "whole",
 ]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import diffusers
 import pytest
 import torch
 
@@ -8,6 +9,7 @@ from streamvae.abc import ChunkPlan
 from streamvae.codecs import codec_for
 from tests import tiny
 from tests.codecs.walk import noise, walk, whole
+from tests.families import images
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -109,3 +111,48 @@ def test_denormalize_needs_a_scale() -> None:
     """Without a scaling factor there is nothing to denormalise by, and it says so."""
     with pytest.raises(UsageError, match="expected scaling_factor"):
         codec_for(tiny.kl(scaling_factor=None)).denormalize(noise(1, 4, 2, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", images.IMAGES, ids=lambda family: family.name)
+def test_every_family(family: images.Image, dtype: torch.dtype) -> None:
+    """Pictures of every family equal vae.decode with slicing on, bit for bit, of foretold size."""
+    vae = family.make().to(dtype)
+    codec = codec_for(vae)
+    latents = noise(3, *family.latents, dtype=dtype)
+    vae.enable_slicing()
+    expected = whole(vae, latents)
+
+    assert torch.equal(walk(codec, latents), expected)
+    assert codec.family == type(vae).__name__
+    assert codec.picture(tuple(latents.shape)) == tuple(expected.shape[2:])
+
+
+@pytest.mark.parametrize("size", [(3, 4), (5, 9), (8, 2), (7, 13)])
+@pytest.mark.parametrize("family", images.IMAGES, ids=lambda family: family.name)
+def test_every_family_tiled(family: images.Image, size: tuple[int, int]) -> None:
+    """With tiling on, pictures of every family equal vae.decode's, and are of foretold size."""
+    vae = family.make()
+    family.tile(vae)
+    codec = codec_for(vae)
+    latents = noise(1, family.latents[0], *size)
+    expected = whole(vae, latents)
+
+    assert torch.equal(walk(codec, latents), expected)
+    assert codec.picture(tuple(latents.shape)) == tuple(expected.shape[2:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_flux2_denormalizes_patches(dtype: torch.dtype) -> None:
+    """Flux2's latents are denormalised as its pipeline does it, by statistics of 2x2 patches."""
+    vae = images.flux2().to(dtype)
+    packed = noise(2, 16, 2, 3, dtype=dtype)
+    mean = vae.bn.running_mean.view(1, -1, 1, 1)
+    std = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
+    unpatchify = diffusers.Flux2Pipeline._unpatchify_latents  # the reference
+
+    denormalized = codec_for(vae).denormalize(unpatchify(packed))
+
+    assert torch.equal(denormalized, unpatchify(packed * std + mean))
+    with pytest.raises(LatentsError, match="patches of 2x2, got height 3"):
+        codec_for(vae).denormalize(noise(1, 4, 3, 2))

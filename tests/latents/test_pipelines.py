@@ -1,65 +1,71 @@
 """The table of diffusers pipelines."""
 
-import inspect
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import diffusers
 import pytest
 
 from streamvae._errors import UnknownSourceError, UsageError
 from streamvae.latents import is_pipeline, of_pipeline
-from streamvae.latents._pipelines import NORMALIZED
+from streamvae.latents._pipelines import REFUSED, ROWS
+from tests import tiny
+from tests.latents.pipelines.case import bare
 
 
-def _pipeline(cls, vae):
-    """A pipeline with every required component absent but the scheduler and the autoencoder."""
-    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
-    required = [each.name for each in parameters if each.default is inspect.Parameter.empty]
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-    return cls(**{**dict.fromkeys(required), "vae": vae, "scheduler": scheduler})
-
-
-def _vae():
-    return diffusers.AutoencoderKLWan(
-        base_dim=4,
-        z_dim=4,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        latents_mean=[0.0] * 4,
-        latents_std=[1.0] * 4,
-    )
-
-
-@pytest.mark.parametrize("name", NORMALIZED)
-def test_a_listed_pipeline_gives_its_autoencoder(name: str) -> None:
+def test_a_listed_pipeline_gives_its_autoencoder() -> None:
     """A listed pipeline's own autoencoder decodes, from the diffusion model's space."""
-    vae = _vae()
-    pipe = _pipeline(getattr(diffusers, name), vae)
+    vae = tiny.wan21()
+    pipe = bare("WanPipeline", vae=vae)
     assert is_pipeline(pipe)
     assert of_pipeline(pipe, {})[0] is vae
 
 
-@pytest.mark.parametrize("name", NORMALIZED)
-def test_listed_pipelines_do_what_the_table_says(name: str) -> None:
-    """The source of each listed pipeline goes from latents to pixels by the one formula."""
-    source = inspect.getsource(getattr(diffusers, name).__call__)
-    after = source.rpartition('if not output_type == "latent":')[2]
-    decoding, _, given = after.partition("else:\n            video = latents\n")
-    assert given
-    assert "latents = latents / latents_std + latents_mean\n" in decoding
-    assert "self.vae.decode(latents, return_dict=False)[0]" in decoding
-    assert "latents[:" not in decoding
+def _with_frames() -> set[str]:
+    """Class names of all pipelines whose modules speak of videos."""
+    names = set[str]()
+    for file in (Path(diffusers.__file__).parent / "pipelines").rglob("pipeline_*.py"):
+        source = file.read_text()
+        if "video_processor" in source or "frames=" in source:
+            names.update(re.findall(r"^class (\w+Pipeline)\(", source, re.MULTILINE))
+    return names
 
 
-@pytest.mark.parametrize("name", ["WanVACEPipeline", "WanAnimatePipeline"])
-def test_other_pipelines_are_refused_with_the_way_out(name: str) -> None:
-    """A pipeline that is not listed raises, naming those that are and what to do instead."""
+def test_every_video_pipeline_is_listed_or_refused_with_a_reason() -> None:
+    """No video pipeline of diffusers is simply unknown, and none that is listed is made up."""
+    names = _with_frames() - {"HunyuanImageRefinerPipeline", "JoyImageEditPipeline"}  # pictures
+    assert names <= {*ROWS, *REFUSED}
+    assert not ROWS.keys() & REFUSED.keys()
+    for name in (*ROWS, *REFUSED):
+        assert hasattr(diffusers, name), name
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_what_cannot_be_streamed_is_refused_with_its_reason(name: str) -> None:
+    """A pipeline that does what cannot be streamed raises, saying what it does and the way out."""
     pipe = object.__new__(getattr(diffusers, name))
+    with pytest.raises(UsageError, match=rf"got a {name}: .*(stream|let it decode)"):
+        of_pipeline(pipe, {})
+
+
+def test_an_unknown_pipeline_is_refused_with_the_way_out() -> None:
+    """A pipeline that nobody read raises, naming some that are known and what to do instead."""
+    pipe = object.__new__(diffusers.StableAudioPipeline)
     assert is_pipeline(pipe)
     with pytest.raises(
-        UnknownSourceError, match=rf"WanPipeline.*got {name}.*pipe\.vae.*normalized"
+        UnknownSourceError,
+        match=r"Stable\w*Pipeline.*got StableAudioPipeline.*pipe\.vae.*normalized",
     ):
+        of_pipeline(pipe, {})
+
+
+def test_a_pipeline_made_of_blocks_is_refused_with_the_way_out() -> None:
+    """What a modular pipeline's latents are depends on its blocks: it raises, and says so."""
+    pipe = object.__new__(diffusers.WanModularPipeline)
+    assert is_pipeline(pipe)
+    with pytest.raises(UnknownSourceError, match=r"WanModularPipeline.*blocks.*pipe\.vae"):
         of_pipeline(pipe, {})
 
 
@@ -75,14 +81,22 @@ def test_a_derived_pipeline_is_not_taken_for_its_base() -> None:
 def test_a_pipeline_without_autoencoder_says_so() -> None:
     """A pipeline loaded with ``vae=None`` raises before anything else is tried."""
     with pytest.raises(UsageError, match="vae=None"):
-        of_pipeline(_pipeline(diffusers.WanPipeline, None), {})
+        of_pipeline(bare("WanPipeline"), {})
+
+
+def test_arguments_that_the_call_does_not_take_are_refused() -> None:
+    """A misspelt argument raises; one that decoding does not depend on does no harm."""
+    pipe = bare("WanPipeline", vae=tiny.wan21())
+    of_pipeline(pipe, {"height": 480, "guidance_scale": 3.0})
+    with pytest.raises(UsageError, match=r"WanPipeline takes, got heigth"):
+        of_pipeline(pipe, {"heigth": 480})
 
 
 @pytest.mark.parametrize("other", [None, "hub/id", object(), type])
 def test_other_things_are_no_pipelines(other: object) -> None:
     """What is not diffusers' is not taken for a pipeline."""
     assert not is_pipeline(other)
-    assert not is_pipeline(_vae())
+    assert not is_pipeline(tiny.wan21())
 
 
 def test_asking_does_not_import_diffusers() -> None:
