@@ -5,6 +5,8 @@ once for each. Make that environment with the README's test command.
 """
 
 import sys
+import tempfile
+import tomllib
 from pathlib import Path
 
 import nox
@@ -15,6 +17,19 @@ nox.options.error_on_missing_interpreters = True
 
 #: The flow modules, whose every branch is tested.
 FLOW = ("_pipeline", "_events", "stages", "_stream")
+
+#: Tests that hold streams to what diffusers gives.
+SAME_AS_DIFFUSERS = (
+    "tests/test_equivalence.py",
+    "tests/test_families.py",
+    "tests/test_stream_pipeline.py",
+)
+
+#: What the oldest diffusers needs beside it: it cannot be imported with transformers 5.
+THEN = ("transformers<5",)
+
+#: Warnings of old releases that are not ours, and that the newest do not give.
+OLD_NOISE = ("CUDA is not available", "__array__ implementation doesn't accept a copy")
 
 
 def module(session: nox.Session, *args: str, env: dict[str, str] | None = None) -> None:
@@ -50,6 +65,22 @@ def tests(session: nox.Session) -> None:
         return
     flow = ",".join(f"streamvae/{name}.py" for name in FLOW)
     module(session, "coverage", "report", f"--include={flow}", "--fail-under=100")
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """Test walks, pipelines and equivalence with the oldest diffusers that pyproject.toml admits.
+
+    It and what it was released with go into a folder ahead of the environment's own packages.
+    """
+    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    floor = next(each for each in project["dependencies"] if each.startswith("diffusers>="))
+    with tempfile.TemporaryDirectory(prefix="streamvae-oldest-") as folder:
+        install = ("pip", "install", "-q", "--target", folder, *THEN)
+        module(session, *install, floor.replace(">=", "=="))
+        tests = session.posargs or ("tests/codecs", "tests/latents", *SAME_AS_DIFFUSERS)
+        quiet = (option for noise in OLD_NOISE for option in ("-W", f"ignore:{noise}"))
+        module(session, "pytest", *quiet, *tests, env={"PYTHONPATH": folder})
 
 
 @nox.session

@@ -23,6 +23,8 @@ from ._errors import (
     UnknownSourceError,
     UsageError,
 )
+from ._pipe import stream_pipeline
+from ._plan import Plan
 from ._stats import StageTimes, StreamStats
 from ._stream import FrameStream, stream_decode
 
@@ -37,6 +39,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [  # noqa: RUF022  # grouped as the imports are
     # streaming
     "stream_decode",
+    "stream_pipeline",
     "FrameStream",
     # without a loop
     "asave",
@@ -47,6 +50,7 @@ __all__ = [  # noqa: RUF022  # grouped as the imports are
     "DeviceFrames",
     "Frame",
     "HostChunk",
+    "Plan",
     "StageTimes",
     "StreamInfo",
     "StreamStats",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ._events import Event
 from ._pixels import Kind, Output
+from ._plan import Plan
 
 if TYPE_CHECKING:
     import torch
@@ -187,6 +188,8 @@ class StreamInfo:
         sample_rate: Samples a second (sound).
         exactness: In a sentence, what the frames equal.
         notes: What the user should know: fallbacks taken, flags not honoured.
+        plan: Chunks, frames of each, and memory; found out when asked for, see there. None when
+            the latents come one by one.
     """
 
     family: str
@@ -205,6 +208,7 @@ class StreamInfo:
     sample_rate: int | None = None
     exactness: str = ""
     notes: tuple[str, ...] = ()
+    plan: Plan | None = field(default=None, repr=False, compare=False)
 
     @property
     def rate(self) -> float | None:

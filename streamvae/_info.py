@@ -14,7 +14,7 @@ import torch
 from ._chunks import StreamInfo
 from ._stats import StreamStats
 from ._terminal import UNITS, seconds
-from .codecs import codec_for, known_families
+from .codecs import ModuleCodec, codec_for, known_families
 from .latents import open_latents
 from .sinks import BY_SUFFIX
 
@@ -68,6 +68,8 @@ def plan(shape: tuple[int, ...] | None, vae: torch.nn.Module, *, embedded: bool)
     chunks = 1 + max(0, -(-(length - cut.first) // cut.rest))
     yield f"gives: {codec.frames(length)} {unit}{size}"
     yield f"chunks: {chunks}, of {cut.first} latent(s) first, then of {cut.rest}"
+    if isinstance(codec, ModuleCodec):
+        yield from codec.plan(shape).memory
 
 
 def summary(info: StreamInfo, stats: StreamStats, files: Sequence[str]) -> Iterator[str]:

@@ -19,13 +19,16 @@ from ._errors import FrameCountError, SinkTimeout
 from ._events import Event
 from ._options import Options
 from ._pipeline import Pipeline
+from ._plan import Plan
 from ._progress import Reporter
 from ._recipe import Preparation, Recipe
+from ._rehearsal import planned
 from ._source import resolve
 from ._stats import Book, StreamStats
 from ._threads import Worker, outcome
 from .abc import Backend, ChunkPlan, Codec, Sink
 from .backends import for_device
+from .codecs import ModuleCodec
 from .latents import LatentSource, TensorSource, cut, gathered, viewed, whole
 
 logger = logging.getLogger("streamvae")
@@ -140,7 +143,7 @@ class Supervisor:
             async with contextlib.aclosing(cut(latents, plan, codec)) as chunks:
                 del latents
                 first = await anext(chunks)
-                self.info = _shaped(self.info, codec, first, self._options)
+                self.info = _shaped(self.info, codec, first, self._options, preparation.picture)
                 self._noted(codec, first)
                 await self._open_sinks(self.info)
                 recipe = Recipe(
@@ -301,10 +304,16 @@ class Supervisor:
                     group.start_soon(abort, sink)
 
 
-def _shaped(info: StreamInfo, codec: Codec, first: LatentChunk, options: Options) -> StreamInfo:
-    """``info`` with what the first latents tell."""
+def _shaped(
+    info: StreamInfo,
+    codec: Codec,
+    first: LatentChunk,
+    options: Options,
+    finished: tuple[int, int] | None,
+) -> StreamInfo:
+    """``info`` with what the first latents tell; ``finished`` is a size that a pipeline gives."""
     shape = tuple(first.pieces[0].shape)
-    picture = None if options.transform is not None else codec.picture(shape)
+    picture = None if options.transform is not None else finished or codec.picture(shape)
     known = info.latents_shape
     return replace(
         info,
@@ -312,6 +321,22 @@ def _shaped(info: StreamInfo, codec: Codec, first: LatentChunk, options: Options
         frames=None if known is None else codec.frames(known[codec.axis]),
         height=None if picture is None else picture[0],
         width=None if picture is None else picture[1],
+        plan=None if known is None else _planned(info, codec, known, options),
+    )
+
+
+def _planned(info: StreamInfo, codec: Codec, shape: tuple[int, ...], options: Options) -> Plan:
+    """The plan of a stream. It keeps no weights, since ``info`` may be kept."""
+    return planned(
+        codec,
+        shape,
+        options.latents_per_chunk,
+        options.mode,
+        output=options.output,
+        queue_size=options.queue_size,
+        device=info.device,
+        again=codec.renewal() if isinstance(codec, ModuleCodec) else lambda: codec,
+        alone=options.transform is None,
     )
 
 

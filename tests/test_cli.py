@@ -100,6 +100,8 @@ def test_info_says_what_latents_would_give(invoke: Invoke, vae: Path) -> None:
     assert "1, 4, 3, 4, 6" in stdout
     assert "gives: 9 frames of 48x32" in stdout
     assert "chunks: 3, of 1 latent(s) first" in stdout
+    assert "decoder state: " in stdout
+    assert "on the host, in chunks: " in stdout
 
 
 def test_info_refuses_latents_of_another_vae(invoke: Invoke) -> None:

@@ -12,10 +12,10 @@ from streamvae._errors import DeviceError
 from streamvae._events import Event
 from streamvae.abc import Backend
 
-from ._cuda import cuda_backend, mark
+from ._cuda import cuda_backend, here, mark
 from ._host import HostBackend
 
-__all__ = ["for_device", "mark", "mark_weights"]
+__all__ = ["for_device", "here", "mark", "mark_weights"]
 
 logger = logging.getLogger("streamvae")
 

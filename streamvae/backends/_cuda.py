@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import cast
 
 import torch
 
@@ -39,6 +41,17 @@ def mark(tensor: torch.Tensor) -> Event | None:
     the event has happened. None for a tensor that is not on a CUDA device.
     """
     return _recorded(torch.cuda.current_stream(tensor.device)) if tensor.is_cuda else None
+
+
+def here() -> Callable[[], AbstractContextManager[None]]:
+    """Give what enters, on another thread, the calling thread's current device and stream.
+
+    What was launched here is then finished before what is launched there.
+    """
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return contextlib.nullcontext
+    stream = torch.cuda.current_stream()
+    return lambda: cast("AbstractContextManager[None]", torch.cuda.stream(stream))
 
 
 def _recorded(stream: torch.cuda.Stream) -> Event:

@@ -14,18 +14,48 @@ from torch import nn
 from streamvae._errors import UnknownSourceError, UsageError
 from streamvae.abc import Codec
 
-from ._by_item import ByItem
+from ._added import AddedWindows
+from ._by_frames import ByFrames
+from ._by_item import ByItem, ByItemDeep, ByItemFlux2, ByItemHunyuan
 from ._cached import CachedCausal
+from ._causal_joint import CausalHunyuan15, CausalMochi
+from ._causal_split import CausalCosmos
+from ._denoised import Denoised
+from ._framewise import FramewiseVideo
+from ._framewise_ltx import LookAheadCausalOrFramewise, LookAheadOrFramewise
 from ._halo import Halo
+from ._handed import CogVideoX, Kandinsky6SR, KVAEVideo
+from ._in_time import PicturesInTime
+from ._interpolated import Interpolated
 from ._module import ModuleCodec, unwrap
+from ._padded import PaddedWindows
+from ._swapped import Magvit
 
-__all__ = ["ByItem", "CachedCausal", "Halo", "codec_for", "known_families"]
+__all__ = ["ByItem", "CachedCausal", "Halo", "ModuleCodec", "codec_for", "known_families"]
 
 _FAMILIES: dict[str, type[ModuleCodec]] = {
+    "AutoencoderDC": ByItemDeep,
     "AutoencoderKL": ByItem,
+    "AutoencoderKLFlux2": ByItemFlux2,
+    "AutoencoderKLAllegro": AddedWindows,
+    "AutoencoderKLHunyuanImage": ByItemHunyuan,
+    "AutoencoderKLMiniMaxH3": PaddedWindows,
+    "AutoencoderKLMochi": CausalMochi,
+    "AutoencoderKLHunyuanVideo": FramewiseVideo,
+    "AutoencoderKLHunyuanVideo15": CausalHunyuan15,
+    "AutoencoderKLCosmos": CausalCosmos,
     "AutoencoderKLQwenImage": CachedCausal,
+    "AutoencoderKLCogVideoX": CogVideoX,
+    "AutoencoderKLKVAEVideo": KVAEVideo,
+    "AutoencoderKLLTXVideo": LookAheadOrFramewise,
+    "AutoencoderKLLTX2Video": LookAheadCausalOrFramewise,
+    "AutoencoderKLMagvit": Magvit,
+    "AutoencoderKLTemporalDecoder": ByFrames,
     "AutoencoderKLWan": CachedCausal,
+    "LTX2VideoDiffusionDecoderModel": Denoised,
+    "Kandinsky6SRVAE": Kandinsky6SR,
     "AutoencoderOobleck": Halo,
+    "AutoencoderVidTok": Interpolated,
 }
 
 
@@ -67,6 +97,8 @@ def codec_for(vae: object, arguments: Mapping[str, object] | None = None) -> Cod
 def _made(
     codec: type[ModuleCodec], module: nn.Module, base: type, arguments: Mapping[str, object]
 ) -> Codec:
+    if codec is ByItem and "decode_chunk_size" in arguments:
+        codec = PicturesInTime  # its pictures are the frames of a clip
     unknown = sorted(set(arguments) - set(codec.arguments))
     if unknown:
         known = ", ".join(codec.arguments) or "none"

@@ -118,7 +118,8 @@ class Halo(ModuleCodec):
                 "(enable_model_cpu_offload)"
             )
         overlap = getattr(self.vae, "tile_latent_overlap", 0)
-        if self.vae.use_tiling and (overlap < max(self.reach.latents) or self.reach.lost):
+        tiling = getattr(self.vae, "use_tiling", False)  # which older diffusers does not have here
+        if tiling and (overlap < max(self.reach.latents) or self.reach.lost):
             raise UsageError(
                 f"expected tiles that overlap by at least {max(self.reach.latents)} latents and "
                 f"lose no samples while the autoencoder has tiling on, got an overlap of {overlap} "

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Protocol, cast
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 
 import torch
 from torch import nn
 
 from streamvae._errors import DeviceError, LatentsError, UsageError
+from streamvae._pixels import Output
+from streamvae._plan import Plan
+from streamvae._rehearsal import planned
+from streamvae.abc import Codec
+
+from ._understudy import faked
+
+if TYPE_CHECKING:
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
 
 class Autoencoder(Protocol):
@@ -51,6 +61,14 @@ class ModuleCodec:
     #: Keyword arguments of ``decode`` that this family's codec takes, by the same names.
     arguments: ClassVar[tuple[str, ...]] = ()
 
+    _made_of: tuple[type, Mapping[str, object]]
+
+    def __new__(cls, module: nn.Module, base: type, **given: object) -> Self:  # noqa: ARG004
+        """Keep what it is made of: `plan` makes another one."""
+        codec = super().__new__(cls)
+        codec._made_of = (base, given)
+        return codec
+
     def __init__(self, module: nn.Module, base: type) -> None:
         self.module = module
         self.vae = cast("Autoencoder", module)
@@ -77,8 +95,7 @@ class ModuleCodec:
             device = getattr(hook, "execution_device", None)
             if device is not None:
                 return torch.device(device)
-        # Group offloading has hooks of diffusers' own, which this property knows.
-        device = self.vae.device
+        device = self._own_device()
         if device.type == "meta":
             raise DeviceError(
                 f"expected {self.family} to have its weights, got weights on the meta device and "
@@ -89,7 +106,76 @@ class ModuleCodec:
     @property
     def dtype(self) -> torch.dtype:
         """Dtype the weights compute in (under layerwise casting they are stored in another)."""
+        return self._own_dtype()
+
+    def _own_device(self) -> torch.device:
+        """What ``vae.device`` says, sooner where there is nothing to look for."""
+        if not self._has_diffusers_hooks():
+            for parameter in self.module.parameters():
+                return parameter.device
+        return self.vae.device
+
+    def _own_dtype(self) -> torch.dtype:
+        """What ``vae.dtype`` says, sooner where there is nothing to look for."""
+        if not (self._has_diffusers_hooks() or getattr(self.vae, "_keep_in_fp32_modules", None)):
+            for parameter in self.module.parameters():
+                if parameter.is_floating_point():
+                    return parameter.dtype
         return self.vae.dtype
+
+    def _has_diffusers_hooks(self) -> bool:
+        """Whether group offloading or layerwise casting is on, whose places diffusers knows."""
+        return any("_diffusers_hook" in vars(part) for part in self.module.modules())
+
+    def plan(
+        self,
+        shape: tuple[int, ...],
+        latents_per_chunk: int | None = None,
+        mode: str = "exact",
+        output: Output = "uint8",
+        queue_size: int = 2,
+    ) -> Plan:
+        """Foretell the stream of latents of ``shape``: its chunks, frames and memory.
+
+        Raises:
+            LatentsError: These latents cannot be decoded.
+            UsageError: ``mode`` is ``"exact"`` and this cut would change bits.
+        """
+        codec = cast("Codec", self)
+        codec.check(shape)
+        return planned(
+            codec,
+            shape,
+            latents_per_chunk,
+            mode,
+            output=output,
+            queue_size=queue_size,
+            device=str(self.device),
+            again=lambda: codec,
+        )
+
+    def renewal(self) -> Callable[[], Codec | None]:
+        """What makes this codec again as long as its module is there, without keeping that."""
+        make, module = self._maker(), weakref.ref(self.module)
+
+        def again() -> Codec | None:
+            held = module()
+            return None if held is None else make(held)
+
+        return again
+
+    def understudy(self, fakes: FakeTensorMode) -> Codec | None:
+        """See `streamvae._rehearsal.Rehearsing`."""
+        copied = faked(self.module, self.device, fakes)
+        if copied is None:
+            return None
+        with fakes:
+            return self._maker()(copied)
+
+    def _maker(self) -> Callable[[nn.Module], Codec]:
+        kind = cast("Callable[..., Codec]", type(self))
+        base, given = self._made_of
+        return lambda module: kind(module, base, **given)
 
     def onload(self) -> None:
         """Call the offload hook, as ``vae.decode`` does; on the launch thread, for every chunk.
@@ -115,7 +201,9 @@ class ModuleCodec:
 
 def _hooks(module: nn.Module) -> Iterator[object]:
     for part in module.modules():
-        hook = getattr(part, "_hf_hook", None)
+        # Not getattr: a module says no to it by raising, which takes ten times as long, and a
+        # stream asks some two hundred modules before its first chunk.
+        hook = vars(part).get("_hf_hook")
         # accelerate's SequentialHook is several in one.
         yield from getattr(hook, "hooks", (hook,))
 
@@ -158,6 +246,8 @@ def check_decode_is_own(module: nn.Module, base: type) -> None:
         UsageError: Naming the method.
     """
     for name in ("decode", "_decode"):
+        if not hasattr(base, name):
+            continue
         method = getattr(module, name)
         method = getattr(method, "_torchdynamo_orig_callable", method)
         if getattr(method, "__func__", method) is not getattr(base, name):

@@ -78,6 +78,9 @@ class WalkingCodec(ModuleCodec):
         """Whether the prologue's rounding depends on how many latents there are."""
         return False
 
+    #: Whether ``vae.decode`` has the prologue over all latents of a tile too, not chunk by chunk.
+    tiles_want_all: ClassVar[bool] = False
+
     def check(self, shape: tuple[int, ...]) -> None:
         """Any length, any size."""
         check_shape(shape, self.layout, self.channels)
@@ -106,9 +109,13 @@ class WalkDecoder:
         """See `streamvae.abc.Decoder.begin`."""
         self._require_open()
         self._codec.check(tuple(latents.shape))
-        if self._codec.grid(tuple(latents.shape)) is None:  # tiles have prologues of their own
-            self._codec.onload()
+        self._codec.onload()
+        if self._codec.grid(tuple(latents.shape)) is None:
             self._hidden[:] = [self._by_clip(latents, self._codec.prologue)]
+        elif self._codec.tiles_want_all:
+            self._start(latents, (*latents.shape[:2], *latents.shape[3:]))
+            for clip, item in zip(self._clips, self._items(latents), strict=True):
+                clip.begin(item)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor | None:
         """See `streamvae.abc.Decoder.decode`."""
@@ -147,8 +154,11 @@ class WalkDecoder:
                 f"{self._clip}, got {clip}"
             )
         hidden = self._next(latents)
-        items = clips(hidden) if len(self._clips) > 1 else (hidden,)
-        return _joined([one.push(item) for one, item in zip(self._clips, items, strict=True)])
+        pairs = zip(self._clips, self._items(hidden), strict=True)
+        return _joined([one.push(item) for one, item in pairs])
+
+    def _items(self, latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return clips(latents) if len(self._clips) > 1 else (latents,)
 
     def _drain(self) -> torch.Tensor | None:
         return _joined([clip.drain() for clip in self._clips])
@@ -199,19 +209,34 @@ class _Clip:
             if grid is None
             else [[codec.walk() for _ in row] for row in self._windows]
         )
+        self._hidden: list[list[torch.Tensor]] = []  # the prologue's of all latents of every tile
+        self._done = 0
+
+    def begin(self, latents: torch.Tensor) -> None:
+        """Have the prologue over all latents of every tile."""
+        self._hidden[:] = [
+            [self._codec.prologue(latents[..., top, left]) for top, left in row]
+            for row in self._windows
+        ]
 
     def push(self, latents: torch.Tensor) -> torch.Tensor | None:
         if self.grid is None:
             return self._whole(self._walks[0][0].push(latents))
-        prologue = self._codec.prologue
-        rows = [
-            [
-                walk.push(prologue(latents[..., top, left]))
-                for walk, (top, left) in zip(walks, row, strict=True)
+        tiles = self._tiles(latents)
+        return self._blended([
+            [walk.push(tile) for walk, tile in zip(walks, row, strict=True)]
+            for walks, row in zip(self._walks, tiles, strict=True)
+        ])
+
+    def _tiles(self, latents: torch.Tensor) -> list[list[torch.Tensor]]:
+        if not self._hidden:
+            prologue = self._codec.prologue
+            return [
+                [prologue(latents[..., top, left]) for top, left in row] for row in self._windows
             ]
-            for walks, row in zip(self._walks, self._windows, strict=True)
-        ]
-        return self._blended(rows)
+        start, length = self._done, latents.shape[2]
+        self._done += length
+        return [[tile.narrow(2, start, length) for tile in row] for row in self._hidden]
 
     def drain(self) -> torch.Tensor | None:
         if self.grid is None:
@@ -219,6 +244,7 @@ class _Clip:
         return self._blended([[walk.drain() for walk in row] for row in self._walks])
 
     def clear(self) -> None:
+        self._hidden.clear()
         for row in self._walks:
             for walk in row:
                 walk.clear()

@@ -163,6 +163,8 @@ def test_slicing() -> None:
 def test_tiling() -> None:
     """Tiling with enough overlap is streamed as the same sound; otherwise it is refused."""
     vae = tiny.oobleck()
+    if not hasattr(vae, "use_tiling"):
+        pytest.skip("this release of diffusers does not decode sound in tiles")
     vae.enable_tiling()
     vae.tile_latent_min_length, vae.tile_latent_overlap = 24, 10
     codec = codec_for(vae)

@@ -22,6 +22,14 @@ def pieces(
         start = stop
 
 
+def begun(codec: Codec, latents: torch.Tensor) -> Decoder:
+    """A new stream that has seen what it is to see beforehand."""
+    decoder = codec.decoder()
+    if codec.wants_all:
+        decoder.begin(latents)
+    return decoder
+
+
 def finish(codec: Codec, decoder: Decoder, latents: int) -> list[torch.Tensor]:
     """Drain and close."""
     drained = [decoder.drain() for _ in range(codec.drains(latents))]
@@ -34,7 +42,7 @@ def walk(
     codec: Codec, latents: torch.Tensor, count: int | None = None, mode: str = "exact"
 ) -> torch.Tensor:
     """Decode chunk by chunk and join what came."""
-    decoder = codec.decoder()
+    decoder = begun(codec, latents)
     parts = [decoder.decode(piece) for piece in pieces(codec, latents, count, mode)]
     given = [part for part in parts if part is not None]
     given += finish(codec, decoder, latents.shape[codec.axis])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 
-import diffusers
 import torch
 from diffusers import AutoencoderKLCosmos, AutoencoderKLMochi
 from torch import nn
 
+from tests.releases import released
 from tests.tiny import _seeded, _statistics
 
 from .family import Family, decode
@@ -35,8 +35,7 @@ def hunyuan15(seed: int = 0, **config: object) -> nn.Module:
         "block_out_channels": (8, 8, 16, 16, 16),
         "layers_per_block": 1,
     }
-    # Newer than the oldest diffusers that is tested.
-    make = diffusers.AutoencoderKLHunyuanVideo15
+    make = released("AutoencoderKLHunyuanVideo15")
     return _seeded(lambda: make(**(options | config)), seed)
 
 

@@ -18,6 +18,7 @@ from streamvae import (
     HostChunk,
     NonFiniteError,
     NpyFile,
+    Plan,
     RawFile,
     SinkTimeout,
     StageTimeout,
@@ -31,6 +32,7 @@ from streamvae import (
     iter_decode,
     save,
     stream_decode,
+    stream_pipeline,
 )
 from streamvae.abc import Backend, Codec, Sink
 from streamvae.testing import FakeBackend, MemorySink, TagCodec
@@ -44,6 +46,7 @@ async def streaming(latents: torch.Tensor, pipe: object) -> None:
     async with stream_decode(latents, pipe, fps=16) as stream:
         assert_type(stream, FrameStream)
         assert_type(stream.info, StreamInfo)
+        assert_type(stream.info.plan, Plan | None)
         async for frame in stream:
             assert_type(frame, Frame)
             assert_type(frame.index, int)
@@ -55,6 +58,23 @@ async def streaming(latents: torch.Tensor, pipe: object) -> None:
         assert_type(stream.stats.stages, tuple[StageTimes, ...])
         assert_type(stream.stats.bottleneck, str)
     await stream.aclose()
+
+
+async def generating(pipe: object) -> None:
+    """A pipeline is run first; what is no option of a stream is an argument of its call."""
+    assert_type(stream_pipeline(pipe, prompt="a cat", num_inference_steps=4), FrameStream)
+    stream_pipeline(pipe, sinks="out.mp4", fps=16, output="float32", prompt="a cat")
+    stream_pipeline(pipe, output="uint16")  # type: ignore[arg-type]
+
+
+def planning(plan: Plan) -> None:
+    """A plan tells chunks at once; what may be unknown is None."""
+    assert_type(plan.chunks, tuple[int, ...])
+    assert_type(plan.frames, tuple[int, ...] | None)
+    assert_type((plan.total, plan.drained), tuple[int | None, int | None])
+    assert_type((plan.state_bytes, plan.launch_bytes), tuple[int | None, int | None])
+    assert_type((plan.device_bytes, plan.host_bytes), tuple[int | None, int | None])
+    assert_type(str(plan), str)
 
 
 async def whole(latents: torch.Tensor) -> None:
