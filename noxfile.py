@@ -25,8 +25,9 @@ SAME_AS_DIFFUSERS = (
     "tests/test_stream_pipeline.py",
 )
 
-#: What the oldest diffusers needs beside it: it cannot be imported with transformers 5.
-THEN = ("transformers<5",)
+#: What the oldest diffusers needs beside it: it cannot be imported with transformers 5, and some
+#: of its pipelines not without ftfy.
+THEN = ("transformers<5", "ftfy")
 
 #: Warnings of old releases that are not ours, and that the newest do not give.
 OLD_NOISE = ("CUDA is not available", "__array__ implementation doesn't accept a copy")

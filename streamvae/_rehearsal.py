@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -136,11 +136,10 @@ def _at_once(codec: Codec, chunks: tuple[int, ...]) -> tuple[int, ...] | None:
     those latents give; one that has to know its length could hold something back.
     """
     ends = list(accumulate(chunks))
-    given = [codec.frames(end) for end in ends]
     if codec.needs_length or any(codec.drains(end) for end in ends):
         return None
-    known = [count for count in given if count is not None]
-    if len(known) < len(given):
+    known = [count for count in map(codec.frames, ends) if count is not None]
+    if len(known) < len(ends):
         return None
     return tuple(after - before for before, after in pairwise([0, *known]))
 
@@ -173,6 +172,7 @@ class _Walk:
         with self._ledger:
             if self._codec.wants_all:
                 self._decoder.begin(self._latents(self._shape[self._codec.axis]))
+            begun = self._ledger.peak
             frames = self._body(chunks[:-1])
             if frames is None:
                 return None
@@ -192,7 +192,7 @@ class _Walk:
             tuple(frames),
             drained,
             max(step.state for step in self.steps),
-            max(step.peak for step in self.steps),
+            max(begun, *(step.peak for step in self.steps)),
             max(step.pixels for step in self.steps),
         )
 
@@ -267,7 +267,12 @@ class _Walk:
     def _skip(self, period: int, times: int) -> None:
         """Pass over ``times`` periods, growing as in the last one."""
         grown = _growth(self.steps[-1 - period], self.steps[-1])
-        self._skipped = _Step(0, grown.state * times, grown.peak * times, 0)
+        state, peak = grown.state * times, grown.peak * times
+        self._skipped = _Step(0, state, peak, 0)
+        self.steps += [
+            replace(step, state=step.state + state, peak=step.peak + peak)
+            for step in self.steps[-period:]
+        ]
 
 
 def _growth(before: _Step, after: _Step) -> _Step:

@@ -33,9 +33,14 @@ def released(name: str, *options: str, module: str = "diffusers") -> type:
     return found
 
 
+def since(release: str, why: str) -> None:
+    """Skip the test with a diffusers older than ``release``."""
+    if Version(diffusers.__version__) < Version(release):
+        pytest.skip(f"diffusers {diffusers.__version__} is older than {release}: {why}")
+
+
 def offload_in_groups(vae: nn.Module) -> None:
     """Have diffusers offload ``vae`` layer by layer; skip the test where it cannot, on a CPU."""
-    needy = Version(diffusers.__version__) < Version("0.41")
-    if needy and torch.accelerator.current_accelerator() is None:
-        pytest.skip("diffusers before 0.41 needs an accelerator to offload in groups")
+    if torch.accelerator.current_accelerator() is None:
+        since("0.41", "it needs an accelerator to offload in groups")
     vae.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")

@@ -20,6 +20,7 @@ from streamvae.latents._image_pipelines import ROWS
 from tests.codecs.walk import noise
 from tests.latents.image_pipelines import CASES, tokens, transformers, unets
 from tests.latents.pipelines.case import Case, bare
+from tests.releases import released
 from tests.tiny import _seeded
 
 try:
@@ -132,7 +133,7 @@ _SAID = {
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_listed_pipelines_say_what_the_table_says(name: str) -> None:
     """Every listed pipeline is diffusers', gives latents, and has the formula of its row."""
-    pipeline = getattr(diffusers, name)
+    pipeline = released(name)
     if "dummy" in pipeline.__module__:
         pytest.skip(f"{name} needs a package that is not installed")
     source = inspect.getsource(pipeline.__call__)

@@ -12,6 +12,7 @@ from streamvae.latents import of_pipeline
 from tests.latents.pipelines import CASES
 from tests.latents.pipelines.case import Case
 from tests.latents.pipelines.wan import image
+from tests.releases import since
 
 #: Of diffusers' own, not of what is tested here.
 pytestmark = [
@@ -158,6 +159,8 @@ _IN_HALF = {
 @pytest.mark.parametrize("case", [c for c in CASES if str(c) in _IN_HALF], ids=str)
 def test_in_bfloat16_the_same_latents_are_decoded(case: Case) -> None:
     """Operations and casts have the pipeline's order: chunks are its own latents, bit for bit."""
+    if case.pipeline == "StableVideoDiffusionPipeline":
+        since("0.41", "it encodes float32 with weights of bfloat16, which raises")
     case = replace(case, call=lambda call=case.call: {k: _half(v) for k, v in call().items()})
     pipe = case.build().to(torch.bfloat16)
     expected = _handed_to_decode(case, pipe)
