@@ -207,7 +207,8 @@ async def _left(stream: FrameStream, gate: Gate, how: str) -> None:
     if how != "aclose":
         waiting.cancel()
     closing = asyncio.create_task(stream.aclose())
-    await asyncio.sleep(0.01)
+    for _ in range(50):
+        await asyncio.sleep(0)
     assert not closing.done(), "the pipeline is still in use"
     gate.go.set()
     await closing
@@ -236,12 +237,12 @@ async def test_dropped_while_generating(pipe: WanPipeline) -> None:
     step = asyncio.ensure_future(anext(aiter(stream)))
     await until(gate.reached.is_set, "the second step")
     step.cancel()
-    del stream
-    gate.go.set()
     with pytest.raises(asyncio.CancelledError):
         await step
-    del step
+    del step, stream
     gc.collect()
+    await until(lambda: pipe._interrupt, "the halt")
+    gate.go.set()
     no_thread_left()
     assert gate.steps == gate.at + 1
 
