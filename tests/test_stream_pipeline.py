@@ -32,6 +32,7 @@ SOME = [
     if str(case)
     in {
         "CogVideoXPipeline-padded",
+        "CogVideoXPipeline-unsaid",
         "FluxPipeline",
         "HunyuanVideo15Pipeline",
         "LTXPipeline-noisy",

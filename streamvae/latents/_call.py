@@ -36,11 +36,10 @@ def decoding_call(pipe: object, call: Mapping[str, object]) -> Mapping[str, obje
             f"expected keyword arguments that the call of {type(pipe).__name__} takes, or options "
             f"of a stream, got {', '.join(unknown)}"
         )
-    silent = (inspect.Parameter.empty, None)
     defaults = {
         name: one.default
         for name, one in parameters(type(pipe)).items()
-        if name not in _OURS and not any(one.default is each for each in silent)
+        if name not in _OURS and one.default is not inspect.Parameter.empty
     }
     return {**defaults, **call}
 

@@ -215,7 +215,7 @@ def test_what_decoding_may_depend_on() -> None:
     pipe = Sized()
     assert takes(pipe, "height")
     assert not takes(pipe, "self")
-    assert decoding_call(pipe, {"prompt": "a"}) == {"prompt": "a", "height": 512}
+    assert decoding_call(pipe, {"prompt": "a"}) == {"prompt": "a", "height": 512, "width": None}
     assert decoding_call(pipe, {"height": 8, "width": 9}) == {"height": 8, "width": 9}
     with pytest.raises(UsageError, match="expected no return_dict"):
         decoding_call(pipe, {"return_dict": False})

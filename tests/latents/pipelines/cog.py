@@ -69,6 +69,13 @@ CASES = (
         label="not-padded",
     ),
     Case(
+        "CogVideoXPipeline",
+        _patched,
+        lambda: _call(num_frames=None),
+        told=("num_frames",),
+        label="unsaid",
+    ),
+    Case(
         "CogVideoXImageToVideoPipeline",
         lambda: _patched(8),
         lambda: _call(num_frames=9, image=image()),
