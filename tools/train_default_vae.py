@@ -9,8 +9,9 @@ and far into the past, and the padding there is all they have seen::
         --start run/crops.pt --clips 2x33x256x448 1x97x256x448
     python tools/train_default_vae.py export --weights run/vae.pt
 
-Training stops when its time is over; the learning rate rises for a fiftieth of it and falls along a
-cosine. On CUDA a step is replayed as one graph. What is kept is the moving average of the weights.
+`refine_default_vae.py` goes on from there, without a GPU. Training stops when its time is over; the
+learning rate rises for a fiftieth of it and falls along a cosine. On CUDA a step is replayed as one
+graph. What is kept is the moving average of the weights.
 """
 
 import argparse
@@ -144,10 +145,12 @@ def train(args: argparse.Namespace) -> None:
 @torch.no_grad()
 def export(args: argparse.Namespace) -> None:
     """Write weights (float16), config with measured latent statistics, and the demo latents."""
-    weights = torch.load(args.weights, map_location="cpu", weights_only=True)
+    saved = torch.load(args.weights, map_location="cpu", weights_only=True)
+    weights = saved.get("vae", saved)
     vae = build().eval()
     vae.load_state_dict(weights)
-    demo = encode(vae, demo_clip()).mean
+    # Refined latents decode better than those that the encoder gives.
+    demo = saved["latents"].float() if "latents" in saved else encode(vae, demo_clip()).mean
     photos = TrainingSet.load().photos
     clips = [pan(photo, 33, (HEIGHT, WIDTH), (1.0, 0.9))[None] for photo in photos]
     samples = [demo, *(encode(vae, clip).mean for clip in clips)]
