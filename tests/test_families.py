@@ -98,7 +98,21 @@ def test_every_video_family_is_here() -> None:
 
 
 #: Pictures and sound.
-_OTHER = {"AutoencoderKL", "AutoencoderOobleck", "AutoencoderKLFlux2", "AutoencoderDC"}
+_OTHER = {
+    "AsymmetricAutoencoderKL",
+    "AutoencoderDC",
+    "AutoencoderKL",
+    "AutoencoderKLFlux2",
+    "AutoencoderKLHunyuanImage",
+    "AutoencoderKLHunyuanImageRefiner",
+    "AutoencoderKLKVAE",
+    "AutoencoderKLQwenImage21",
+    "AutoencoderOobleck",
+    "AutoencoderRAE",
+    "AutoencoderTiny",
+    "ConsistencyDecoderVAE",
+    "VQModel",
+}
 
 
 @_cases("lengths")
@@ -193,7 +207,7 @@ class Part:
 
 @each_family
 def test_streams_share_nothing(family: Family) -> None:
-    """Two streams in turns, one given up, and ``vae.decode`` between chunks: all frames right."""
+    """Two streams in turns, ``vae.decode`` between chunks, one given up, one afterwards: right."""
     vae = model(family.name)
     length = max(family.lengths)
     codec = codec_for(vae, family.call(length))
@@ -223,8 +237,34 @@ def test_streams_share_nothing(family: Family) -> None:
             family.reference(vae, latents[2], family.call(length))
             torch.random.set_rng_state(state)
             given_up.decoder.close()
-    for part, expected in zip(parts, alone, strict=True):
+        torch.manual_seed(0)
+        parts.append(Part(codec, latents[0]))
+        while parts[-1].step():
+            pass
+    for part, expected in zip(parts, [*alone, alone[0]], strict=True):
         assert torch.equal(torch.cat(part.frames, 2), expected)
+
+
+@each_family
+def test_weights_cast_between_streams(family: Family) -> None:
+    """A codec follows its weights when they are cast, and cast back."""
+    vae = family.make()
+    length = min(family.lengths)
+    latents = family.noise(length)
+    call = family.call(length)
+    codec = codec_for(vae, call)
+    for dtype, limit in ((torch.float64, family.wide), (torch.float32, family.tolerance)):
+        vae.to(dtype)
+        assert codec.dtype == dtype
+        given = streamed(family, vae, latents.to(dtype))
+        part = Part(codec, latents.to(dtype))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            while part.step():
+                pass
+        assert given.difference <= limit
+        if not call:  # a generator of the call's has moved on
+            assert torch.equal(torch.cat(part.frames, 2), given.frames)
 
 
 def live() -> int:
