@@ -111,6 +111,17 @@ _OTHER = {
     "AutoencoderRAE",
     "AutoencoderTiny",
     "ConsistencyDecoderVAE",
+    "AutoencoderKLKVAEAudio",
+    "AutoencoderKLLTX2Audio",
+    "AutoencoderKLMiniMaxH3Audio",
+    "AutoencoderSAME",
+    "Cosmos3AVAEAudioTokenizer",
+    "LTX2Vocoder",
+    "LTX2VocoderWithBWE",
+    "LongCatAudioDiTVae",
+    "MMAudioVAE",
+    "MMAudioVocoder",
+    "MiniMaxMusic3Vocoder",
     "VQModel",
 }
 

@@ -16,35 +16,57 @@ from streamvae.abc import Codec
 
 from ._added import AddedWindows
 from ._by_frames import ByFrames
-from ._by_item import ByItem, ByItemDeep, ByItemFlux2, ByItemHunyuan
+from ._by_item import ByItem, ByItemDeep, ByItemFlux2, ByItemHunyuan, ByItemKVAE
+from ._by_item_drawn import ByItemDrawn
+from ._by_item_tiny import ByItemTiny
 from ._cached import CachedCausal
 from ._causal_joint import CausalHunyuan15, CausalMochi
 from ._causal_split import CausalCosmos
 from ._denoised import Denoised
 from ._framewise import FramewiseVideo
 from ._framewise_ltx import LookAheadCausalOrFramewise, LookAheadOrFramewise
-from ._halo import Halo
+from ._halo import Halo, Oobleck
 from ._handed import CogVideoX, Kandinsky6SR, KVAEVideo
 from ._in_time import PicturesInTime
 from ._interpolated import Interpolated
+from ._kept import MMAudio
+from ._mel import LTX2Audio
 from ._module import ModuleCodec, unwrap
 from ._padded import PaddedWindows
+from ._single_frame import SingleFrame, SingleFrameCached
+from ._sounds import SAME, Cosmos3, KVAEAudio, LongCat, MiniMaxH3Audio
 from ._swapped import Magvit
+from ._untiled import FromTokens, Quantized, Untiled
+from ._vocoders import LTX2Mel, LTX2MelWide, MMAudioMel, Music3
+from ._walk import Walk, WalkingCodec
 
-__all__ = ["ByItem", "CachedCausal", "Halo", "ModuleCodec", "codec_for", "known_families"]
+__all__ = [
+    "ByItem",
+    "CachedCausal",
+    "Halo",
+    "ModuleCodec",
+    "Walk",
+    "WalkingCodec",
+    "codec_for",
+    "known_families",
+]
 
 _FAMILIES: dict[str, type[ModuleCodec]] = {
+    "AsymmetricAutoencoderKL": Untiled,
     "AutoencoderDC": ByItemDeep,
     "AutoencoderKL": ByItem,
     "AutoencoderKLFlux2": ByItemFlux2,
     "AutoencoderKLAllegro": AddedWindows,
     "AutoencoderKLHunyuanImage": ByItemHunyuan,
+    "AutoencoderKLHunyuanImageRefiner": SingleFrame,
+    "AutoencoderKLKVAE": ByItemKVAE,
     "AutoencoderKLMiniMaxH3": PaddedWindows,
     "AutoencoderKLMochi": CausalMochi,
     "AutoencoderKLHunyuanVideo": FramewiseVideo,
     "AutoencoderKLHunyuanVideo15": CausalHunyuan15,
     "AutoencoderKLCosmos": CausalCosmos,
     "AutoencoderKLQwenImage": CachedCausal,
+    "AutoencoderKLQwenImage21": SingleFrameCached,
     "AutoencoderKLCogVideoX": CogVideoX,
     "AutoencoderKLKVAEVideo": KVAEVideo,
     "AutoencoderKLLTXVideo": LookAheadOrFramewise,
@@ -52,10 +74,25 @@ _FAMILIES: dict[str, type[ModuleCodec]] = {
     "AutoencoderKLMagvit": Magvit,
     "AutoencoderKLTemporalDecoder": ByFrames,
     "AutoencoderKLWan": CachedCausal,
+    "AutoencoderRAE": FromTokens,
+    "AutoencoderTiny": ByItemTiny,
+    "ConsistencyDecoderVAE": ByItemDrawn,
     "LTX2VideoDiffusionDecoderModel": Denoised,
     "Kandinsky6SRVAE": Kandinsky6SR,
-    "AutoencoderOobleck": Halo,
+    "AutoencoderOobleck": Oobleck,
     "AutoencoderVidTok": Interpolated,
+    "VQModel": Quantized,
+    "AutoencoderKLKVAEAudio": KVAEAudio,
+    "AutoencoderKLLTX2Audio": LTX2Audio,
+    "AutoencoderKLMiniMaxH3Audio": MiniMaxH3Audio,
+    "AutoencoderSAME": SAME,
+    "Cosmos3AVAEAudioTokenizer": Cosmos3,
+    "LTX2Vocoder": LTX2Mel,
+    "LTX2VocoderWithBWE": LTX2MelWide,
+    "LongCatAudioDiTVae": LongCat,
+    "MMAudioVAE": MMAudio,
+    "MMAudioVocoder": MMAudioMel,
+    "MiniMaxMusic3Vocoder": Music3,
 }
 
 

@@ -177,6 +177,10 @@ class AddedWindows(WalkingCodec):
         hidden: torch.Tensor = self.vae.post_quant_conv(pictures)
         return hidden.reshape(latents.shape[0], -1, *hidden.shape[1:]).movedim(1, 2)
 
+    def whole(self, latents: torch.Tensor) -> torch.Tensor:
+        """See `ModuleCodec.whole`: channels before frames, as everywhere else."""
+        return super().whole(latents).movedim(1, 2)
+
     def walk(self) -> Walk:
         """See `WalkingCodec.walk`."""
         return WindowWalk(self.windows(), _Added(self))

@@ -113,6 +113,13 @@ class ByFrames(ModuleCodec):
         """By the config's scaling factor, in the order of operations of diffusers' pipeline."""
         return 1 / cast("float", self.vae.config["scaling_factor"]) * latents
 
+    def whole(self, latents: torch.Tensor) -> torch.Tensor:
+        """See `ModuleCodec.whole`: as many frames together as the pipeline decodes."""
+        vae = cast("Any", self.vae)
+        parts = torch.split(latents, self._together or len(latents))
+        frames = torch.cat([vae.decode(part, num_frames=len(part))[0] for part in parts])
+        return frames.movedim(0, 1)[None]
+
     def decoder(self) -> Decoder:
         """A stream over a clip; it has no state."""
         return _Frames(self)

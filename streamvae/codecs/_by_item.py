@@ -32,9 +32,12 @@ class ByItem(ModuleCodec):
         "(several items in a chunk: within rounding)"
     )
 
+    #: What the config calls the number of channels of the latents.
+    channels_key: ClassVar[str] = "latent_channels"
+
     def __init__(self, module: nn.Module, base: type) -> None:
         super().__init__(module, base)
-        self.channels: int = self.vae.config["latent_channels"]
+        self.channels: int = self.vae.config[self.channels_key]
 
     def cut(self, latents: int | None, latents_per_chunk: int | None, mode: str) -> ChunkPlan:  # noqa: ARG002
         """One item a chunk; any number in fast mode."""
@@ -97,6 +100,14 @@ class ByItem(ModuleCodec):
         shift: float | None = config.get("shift_factor")
         return latents / scale if shift is None else latents / scale + shift
 
+    def whole(self, latents: torch.Tensor) -> torch.Tensor:
+        """See `ModuleCodec.whole`: every item alone, as after ``vae.enable_slicing()``."""
+        return torch.cat([super(ByItem, self).whole(item) for item in torch.split(latents, 1)])
+
+    def pictures(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode the items of one chunk: latents as ``vae.decode`` takes them, to (B, C, H, W)."""
+        return self.vae.decode(latents, return_dict=False)[0]
+
     def decoder(self) -> Decoder:
         """A stream over a batch; it has no state."""
         return _Items(self)
@@ -151,6 +162,29 @@ class ByItemHunyuan(ByItem):
         return ratio
 
 
+class ByItemKVAE(ByItem):
+    """AutoencoderKLKVAE: as AutoencoderKL, but nothing says how its latents are normalized."""
+
+    channels_key: ClassVar[str] = "z_channels"
+
+    @property
+    def scale(self) -> int:
+        """Pixels a latent, along a side."""
+        return 1 << (len(self.vae.config["ch_mult"]) - 1)
+
+    def denormalize(self, latents: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """Unknown.
+
+        Raises:
+            UsageError: Always; neither its config nor any pipeline of diffusers has a formula.
+        """
+        raise UsageError(
+            f"expected latents in the space of {self.family}, got normalized ones: neither its "
+            "config nor a pipeline of diffusers says how to denormalize them; do it yourself and "
+            "pass normalized=False"
+        )
+
+
 class ByItemDeep(ByItem):
     """AutoencoderDC (Sana): (B, C, h, w) to (B, 3, 32h, 32w), one block less a half of that."""
 
@@ -189,7 +223,7 @@ class _Items:
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         if self._closed:
             raise ClosedError("expected an open decoder, got one that was closed")
-        return self._codec.vae.decode(latents, return_dict=False)[0]
+        return self._codec.pictures(latents)
 
     def drain(self) -> None:
         return None

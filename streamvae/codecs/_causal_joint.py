@@ -128,6 +128,11 @@ class CausalHunyuan15(Causal):
         scale: float = self.vae.config["scaling_factor"]
         return latents / scale
 
+    def whole(self, latents: torch.Tensor) -> torch.Tensor:
+        """See `ModuleCodec.whole`: clip by clip, since ``vae.decode`` fails over a batch."""
+        clips = torch.split(latents, 1)
+        return torch.cat([super(CausalHunyuan15, self).whole(clip) for clip in clips])
+
     def walk(self) -> CausalWalk:
         """See `WalkingCodec.walk`."""
         return CausalWalk(self.step)

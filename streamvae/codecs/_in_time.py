@@ -52,6 +52,12 @@ class PicturesInTime(ByItem):
             )
         return ChunkPlan(size, size)
 
+    def whole(self, latents: torch.Tensor) -> torch.Tensor:
+        """See `ModuleCodec.whole`: as many frames together as the pipeline decodes."""
+        parts = torch.split(latents, self._together)
+        pictures = torch.cat([self.vae.decode(part, return_dict=False)[0] for part in parts])
+        return pictures.movedim(0, 1)[None]
+
     def decoder(self) -> Decoder:
         """A stream over a clip; it has no state."""
         return _Clip(super().decoder())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar, cast
 
 import torch
@@ -173,7 +173,26 @@ class LookAhead(WalkingCodec):
         base, given = self._made_of
         again: Callable[..., LookAhead] = type(self)
         own = self.given.generator.clone_state()
-        return WalkDecoder(again(self.module, base, **{**given, "generator": own}))
+        return WalkDecoder(again(self.module, *base, **{**given, "generator": own}))
+
+    def whole(self, latents: torch.Tensor) -> torch.Tensor:
+        """See `ModuleCodec.whole`.
+
+        Raises:
+            UsageError: There is a generator, of which ``vae.decode`` knows nothing.
+        """
+        if self.given.generator is not None:
+            raise UsageError(
+                f"expected no generator to compare with vae.decode of {self.family}, which draws "
+                "its noise from torch's global one, got one"
+            )
+        return super().whole(latents)
+
+    def missing(self, items: int) -> Mapping[str, object]:
+        """A timestep of 0.05 for each item, where the decoder wants one."""
+        if self.given.temb is not None or self.ltx.timestep_scale_multiplier is None:
+            return {}
+        return {"temb": torch.full((items,), 0.05)}
 
     def walk(self) -> Walk:
         """See `WalkingCodec.walk`."""

@@ -55,24 +55,24 @@ class ModuleCodec:
 
     Args:
         module: The unwrapped autoencoder.
-        base: The diffusers class that its family is named after.
+        base: The diffusers class that its family is named after; the module's own if not given.
     """
 
     #: Keyword arguments of ``decode`` that this family's codec takes, by the same names.
     arguments: ClassVar[tuple[str, ...]] = ()
 
-    _made_of: tuple[type, Mapping[str, object]]
+    _made_of: tuple[tuple[type, ...], Mapping[str, object]]
 
-    def __new__(cls, module: nn.Module, base: type, **given: object) -> Self:  # noqa: ARG004
+    def __new__(cls, module: nn.Module, *base: type, **given: object) -> Self:  # noqa: ARG004
         """Keep what it is made of: `plan` makes another one."""
         codec = super().__new__(cls)
         codec._made_of = (base, given)
         return codec
 
-    def __init__(self, module: nn.Module, base: type) -> None:
+    def __init__(self, module: nn.Module, base: type | None = None) -> None:
         self.module = module
         self.vae = cast("Autoencoder", module)
-        self.family = base.__name__
+        self.family = (base or type(module)).__name__
         self._constants: dict[tuple[str, torch.device, torch.dtype], torch.Tensor] = {}
 
     @property
@@ -175,7 +175,25 @@ class ModuleCodec:
     def _maker(self) -> Callable[[nn.Module], Codec]:
         kind = cast("Callable[..., Codec]", type(self))
         base, given = self._made_of
-        return lambda module: kind(module, base, **given)
+        return lambda module: kind(module, *base, **given)
+
+    def whole(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode all latents at once, by ``vae.decode`` itself: what a stream is held against.
+
+        Vocoders, which have none, are called. Families that are decoded otherwise, by their
+        pipelines or item by item, do that.
+
+        Returns:
+            Pixels or samples in the form that `streamvae.abc.Decoder.decode` gives them.
+        """
+        decode = getattr(self.module, "decode", self.module)
+        decoded = decode(latents, **self._made_of[1])
+        frames: torch.Tensor = decoded if isinstance(decoded, torch.Tensor) else decoded[0]
+        return frames
+
+    def missing(self, items: int) -> Mapping[str, object]:  # noqa: ARG002  # most need nothing
+        """Arguments of ``decode`` that cannot be left out and were not given, fit to try it."""
+        return {}
 
     def onload(self) -> None:
         """Call the offload hook, as ``vae.decode`` does; on the launch thread, for every chunk.

@@ -53,7 +53,7 @@ class WalkingCodec(ModuleCodec):
     kind: ClassVar[Kind] = "video"
     layout: ClassVar[str] = "BCTHW"
     axis: ClassVar[int] = 2
-    sample_rate: ClassVar[None] = None
+    sample_rate: int | None = None  # of sound
 
     channels: int
 

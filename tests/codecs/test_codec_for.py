@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLWan, AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderKLWan, CLIPImageProjection
 
 from streamvae._errors import UnknownSourceError, UsageError
 from streamvae.abc import Codec
@@ -71,7 +71,7 @@ def test_codec_passes_through() -> None:
 @pytest.mark.parametrize(
     ("source", "came"),
     [
-        (AutoencoderTiny(), r"AutoencoderTiny"),
+        (CLIPImageProjection(8), r"CLIPImageProjection"),
         (AutoencoderKL, r"the class AutoencoderKL itself"),
         (torch.nn.Linear(1, 1), r"torch\.nn\.modules\.linear\.Linear"),
         (type("AutoencoderKL", (torch.nn.Module,), {"__module__": "ldm.models"})(), r"ldm\.models"),

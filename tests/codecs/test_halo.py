@@ -7,7 +7,7 @@ from torch import nn
 from streamvae._errors import ClosedError, LatentsError, UsageError
 from streamvae.abc import ChunkPlan
 from streamvae.codecs import codec_for
-from streamvae.codecs._halo import Reach
+from streamvae.codecs._reach import Reach
 from tests import tiny
 from tests.codecs.walk import noise, pieces, walk, whole
 

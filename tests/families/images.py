@@ -83,6 +83,20 @@ def hunyuan(seed: int = 0, **config: object) -> AutoencoderKLHunyuanImage:
     return _seeded(lambda: AutoencoderKLHunyuanImage(**(options | config)), seed)
 
 
+def kvae(seed: int = 0, **config: object) -> nn.Module:
+    """AutoencoderKLKVAE: latents (B, 4, h, w) to (B, 3, 2h, 2w)."""
+    options: dict[str, object] = {
+        "channels": 64,  # of 32 groups: alone in one, a tile of 1x1 latent could not be normalized
+        "ch_mult": (1, 1),
+        "num_enc_blocks": 1,
+        "num_dec_blocks": 1,
+        "z_channels": 4,
+        "sample_size": 32,
+    }
+    make = released("AutoencoderKLKVAE", *config)
+    return _seeded(lambda: make(**(options | config)), seed)
+
+
 def _square(tile: int, pixels: int) -> Callable[[nn.Module], None]:
     """Tiling of autoencoders with square tiles; ``pixels`` need not fit ``tile``."""
 
@@ -103,5 +117,6 @@ IMAGES = (
         _square(5, 10),
     ),
     Image("hunyuan", hunyuan, (16, 2, 3), lambda vae: vae.enable_tiling(24, 0.25)),
+    Image("kvae", kvae, (4, 2, 3), _square(6, 12)),
     Image("dc", deep, (4, 3, 4), lambda vae: vae.enable_tiling(10, 8, 7, 6)),
 )
