@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Unpack
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
 
 import typer
 
@@ -21,14 +23,19 @@ from ._errors import (
     UnknownSourceError,
     UsageError,
 )
-from ._options import StreamOptions
+from ._options import Mode, StreamOptions
 from ._stats import StreamStats
 from ._stream import FrameStream, stream_decode
 from .latents import LatentsLike
+from .report import Verdict, Verification, verify
 from .sinks import FileSink
 
+if TYPE_CHECKING:
+    import torch
+
 #: Exit codes.
-FAILED, USAGE, ABORTED = 1, 2, 130
+FAILED, USAGE, ROUNDED, ABORTED = 1, 2, 3, 130
+VERDICTS: dict[Verdict, int] = {"equal": 0, "within rounding": ROUNDED, "different": FAILED}
 
 #: What can be mended by asking for something else; nothing was decoded when these are raised.
 _ASKED = (DeviceError, LatentsError, MissingDependencyError, UnknownSourceError, UsageError)
@@ -69,6 +76,43 @@ def run_stream(
         except BaseException as error:
             _note_kept(error, sinks, stream)
             raise
+
+
+def run_verify(
+    vae: torch.nn.Module,
+    latents: Path | None,
+    *,
+    normalized: bool,
+    mode: Mode,
+    latents_per_chunk: int | None,
+    seed: int,
+) -> Verification:
+    """Decode both ways and compare, with a bar where standard error is a terminal.
+
+    Args:
+        vae: What to decode with.
+        latents: See `verify`.
+        normalized: See `verify`.
+        mode: See `verify`.
+        latents_per_chunk: See `verify`.
+        seed: See `verify`.
+    """
+    logger = logging.getLogger("streamvae")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # each of its streams would say the notes that it sums up
+    try:
+        with bar("streaming") as progress:
+            return verify(
+                vae,
+                latents,
+                normalized=normalized,
+                mode=mode,
+                latents_per_chunk=latents_per_chunk,
+                seed=seed,
+                progress=progress,
+            )
+    finally:
+        logger.setLevel(level)
 
 
 async def _finish(stream: FrameStream) -> tuple[StreamInfo, StreamStats]:

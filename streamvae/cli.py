@@ -1,8 +1,8 @@
-"""The command ``streamvae``: demo, decode and info.
+"""The command ``streamvae``: demo, decode, verify and info.
 
-Exit codes: 0; 1 when a stream failed or the demo's frames were not equal; 2 when what was asked for
-cannot be done; 130 after ctrl-C. Errors are one line on standard error. Nothing but results is
-printed where standard error is no terminal.
+Exit codes: 0; 1 when a stream failed or frames were not equal; 2 when what was asked for cannot be
+done; 3 when verified frames are equal but for rounding; 130 after ctrl-C. Errors are one line on
+standard error. Nothing but results is printed where standard error is no terminal.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from . import __version__, _info, _terminal
 from ._demo import is_exact, lines, run_demo
 from ._errors import UsageError
 from .backends import for_device
+from .latents import open_latents
 from .models import DEFAULT_VAE
 from .models._load import load_autoencoder
 from .sinks import FileSink, sink_for
@@ -220,6 +221,62 @@ def decode(
 
 
 @app.command()
+def verify(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="SOURCE",
+            help="The autoencoder: a folder or hub id in diffusers' format, its own or of a "
+            "pipeline that has it in 'vae'. 'embedded', or nothing: the embedded one.",
+        ),
+    ] = None,
+    latents: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="LATENTS", help=".safetensors, .pt or .npy. By default a little noise."
+        ),
+    ] = None,
+    *,
+    normalized: Annotated[
+        bool, typer.Option("--normalized", help="Latents are in the diffusion model's space.")
+    ] = False,
+    mode: Annotated[Mode, typer.Option(help="How the stream decodes.")] = Mode.exact,
+    latents_per_chunk: Annotated[
+        int | None, typer.Option(min=1, help="Latents decoded at once.")
+    ] = None,
+    tiling: Annotated[
+        bool, typer.Option("--tiling", help="Call the autoencoder's enable_tiling() first.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of all noise.")] = 0,
+    device: DeviceOption = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Dtype of the weights.", show_default="float32")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the exit code.")] = False,
+) -> None:
+    """Decode LATENTS as a stream and by the autoencoder's own decode, and compare.
+
+    Exit code 0: every value is equal. 3: equal but for rounding. 1: different.
+    """
+    if latents is not None:
+        open_latents(latents, lambda _: None)  # is it there? before anything is loaded
+    vae = _autoencoder(None if source == "embedded" else source, _device(device), dtype)
+    if tiling:
+        _enable_tiling(vae)
+    found = _terminal.run_verify(
+        vae,
+        latents,
+        normalized=normalized,
+        mode=mode.value,
+        latents_per_chunk=latents_per_chunk,
+        seed=seed,
+    )
+    if not quiet:
+        typer.echo(str(found))
+    raise typer.Exit(_terminal.VERDICTS[found.verdict])
+
+
+@app.command()
 def info(
     latents: Annotated[
         Path | None, typer.Argument(metavar="[LATENTS]", help="What decoding it would give.")
@@ -255,6 +312,16 @@ def _device(wanted: str | None) -> str:
 def _autoencoder(source: str | None, device: str, dtype: Dtype | None) -> torch.nn.Module:
     wanted = None if dtype is None else getattr(torch, dtype.value)
     return load_autoencoder(DEFAULT_VAE if source is None else source, wanted).to(device)
+
+
+def _enable_tiling(vae: torch.nn.Module) -> None:
+    enable = getattr(vae, "enable_tiling", None)
+    if enable is None:
+        raise UsageError(f"expected no --tiling, as {type(vae).__name__} knows none, got it")
+    try:
+        enable()
+    except NotImplementedError:  # of diffusers' AutoencoderMixin
+        raise UsageError(f"expected no --tiling with {type(vae).__name__}, got it") from None
 
 
 def _sink(path: Path, *, overwrite: bool) -> FileSink:
