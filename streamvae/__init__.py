@@ -31,6 +31,9 @@ from ._stream import FrameStream, stream_decode
 # without a loop
 from ._sync import asave, collect, iter_decode, save
 
+# proof
+from .report import Verification, verify
+
 # sinks
 from .sinks import NpyFile, RawFile, VideoFile
 
@@ -46,6 +49,9 @@ __all__ = [  # noqa: RUF022  # grouped as the imports are
     "collect",
     "iter_decode",
     "save",
+    # proof
+    "Verification",
+    "verify",
     # what it gives
     "DeviceFrames",
     "Frame",

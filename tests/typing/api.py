@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import assert_type
+from typing import Literal, assert_type
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from streamvae import (
     StreamInfo,
     StreamStats,
     StreamVAEError,
+    Verification,
     VideoFile,
     asave,
     collect,
@@ -33,6 +34,7 @@ from streamvae import (
     save,
     stream_decode,
     stream_pipeline,
+    verify,
 )
 from streamvae.abc import Backend, Codec, Sink
 from streamvae.testing import FakeBackend, MemorySink, TagCodec
@@ -95,6 +97,21 @@ def without_a_loop(latents: torch.Tensor, vae: torch.nn.Module) -> None:
         assert_type(frame, Frame)
     save(latents, vae, "out.mp4", fps="16")  # type: ignore[arg-type]
     collect(latents, vae, frames_per_second=16)  # type: ignore[call-arg]
+
+
+def proving(vae: torch.nn.Module, array: npt.NDArray[np.float32]) -> None:
+    """A verification is told what to decode with, and what to decode or nothing."""
+    found = verify(vae)
+    assert_type(found, Verification)
+    assert_type(found.verdict, Literal["equal", "within rounding", "different"])
+    assert_type((found.difference, found.equal_bytes), tuple[float, float])
+    assert_type((found.wide, found.wide_tolerance), tuple[float | None, float | None])
+    assert_type(str(found), str)
+    verify(None, array)
+    verify("path/or/id", "latents.npy", call={"temb": torch.tensor([0.05])}, mode="fast")
+    verify(vae, Path("latents.npy"), reference=lambda latents: latents, normalized=True, seed=1)
+    verify(vae, mode="quick")  # type: ignore[arg-type]
+    verify(vae, 7)  # type: ignore[arg-type]
 
 
 async def one_by_one() -> AsyncIterator[torch.Tensor]:
