@@ -151,8 +151,8 @@ HAZARDS = (
         "codecs/test_cached.py::test_interleaved",
         (
             "codecs/_cached.py",
-            "        self._caches: list[Cache] = []\n",
-            "        self._caches: list[Cache] = globals().setdefault('shared', [])\n",
+            "        self._cache: Cache = []\n",
+            "        self._cache: Cache = globals().setdefault('shared', [])\n",
         ),
     ),
     hazard(
