@@ -109,7 +109,7 @@ class Bench:
             frames, info = runner.run(collect())
         if frames.shape != expected.shape:
             return {"error": f"frames {tuple(frames.shape)}, diffusers {tuple(expected.shape)}"}
-        return {
+        return self.apart(frames, expected) | {
             "frames": frames.shape[1],
             "equal": torch.equal(frames, expected),
             "equal values": float((frames == expected).float().mean()),
@@ -117,6 +117,26 @@ class Bench:
             "greatest value": float(expected.abs().max()),
             "exactness": getattr(info, "exactness", ""),
             "notes": list(getattr(info, "notes", ())),
+        }
+
+    @torch.no_grad()
+    def apart(self, frames: torch.Tensor, expected: torch.Tensor) -> Json:
+        """Where both differ: how far each is from what diffusers gives in float32."""
+        dtype = self.z.dtype
+        if torch.equal(frames, expected) or dtype == torch.float32:
+            return {}
+        with torch.random.fork_rng(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            torch.manual_seed(0)
+            try:
+                self.vae.float()
+                wide = self.reference(self.vae, self.z.float(), self.call).movedim(1, -1).cpu()
+            except torch.OutOfMemoryError:
+                return {"rms error": None}
+            finally:
+                self.vae.to(dtype)
+        both = {"diffusers": expected, "streamvae": frames}
+        return {
+            "rms error": {who: float((x - wide).square().mean().sqrt()) for who, x in both.items()}
         }
 
     def timed(self, call: Callable[[], object]) -> float:
@@ -214,10 +234,17 @@ def line(name: str, row: Json) -> str:
     return (
         f"{name:18s} {row['frames']:4d} frames  "
         f"{'EQUAL' if row['equal'] else format(row['greatest difference'], '.1e'):>8s}  "
+        f"{rounding(row):s}"
         f"diffusers {wall['diffusers']['median']:7.3f} s  "
         f"streamvae {wall['streamvae']['median']:7.3f} s  "
         f"first {row['first frame']['median']:6.3f} s  peak GiB {memory}"
     )
+
+
+def rounding(row: Json) -> str:
+    """The errors of both against float32."""
+    errors = row.get("rms error")
+    return f"rms to float32 {errors['diffusers']:.1e} {errors['streamvae']:.1e}  " if errors else ""
 
 
 if __name__ == "__main__":

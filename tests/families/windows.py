@@ -94,9 +94,9 @@ class DenseNeighborhood:
 
     def __call__(self, attn, hidden_states, block_mask=None):
         batch, *size, _ = hidden_states.shape
-        mask = torch.ones(1, 1, dtype=torch.bool)
+        mask = torch.ones(1, 1, dtype=torch.bool, device=hidden_states.device)
         for length, kernel in zip(size, attn.kernel_size, strict=True):
-            place = torch.arange(length)
+            place = torch.arange(length, device=hidden_states.device)
             start = (place - kernel // 2).clamp(0, length - kernel)[:, None]
             mask = torch.kron(mask, (place >= start) & (place < start + kernel))
         query, key, value = (
