@@ -7,12 +7,12 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from _bare import BareVideo
 
 from streamvae import HostChunk, RawFile, VideoFile, stream_decode
 from streamvae._recipe import Recipe
@@ -109,12 +109,10 @@ def synchronous_raw(case: Case) -> None:
 
 def synchronous_mp4(case: Case) -> None:
     """Decode a chunk, ``.cpu()``, encode a chunk of real content; and again."""
-    from streamvae.sinks._h264 import Encoder
-
     real = _real(case)
     size = (real.shape[2], real.shape[1])
-    with _recipe(case) as recipe, (case.scratch / "out.mp4").open("w+b", buffering=0) as file:
-        encoder = Encoder(file, size, fps=Fraction(FPS), crf=CRF, preset=PRESET, gop=FPS)
+    with _recipe(case) as recipe:
+        encoder = BareVideo(case.scratch / "out.mp4", size, fps=FPS, crf=CRF, preset=PRESET)
         start = 0
         for piece in case.pieces():
             for _ in _downloaded(recipe, piece)[0]:

@@ -46,13 +46,15 @@ def summary(samples: list[float]) -> Json:
     }
 
 
-def alternate(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Json]:
+def alternate(
+    variants: Mapping[str, Callable[[], float]], rounds: int, *, warm: bool = True
+) -> dict[str, Json]:
     """Measure all variants in each round, in an order that turns, so that drift hits all alike.
 
-    Each is run once before, unmeasured.
+    Each is run once before, unmeasured, unless ``warm`` is False.
     """
     names = list(variants)
-    for name in names:
+    for name in names if warm else ():
         variants[name]()
     samples: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):

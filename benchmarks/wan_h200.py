@@ -13,11 +13,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
+import json
+import math
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import _host_memory as host
 import _loops as loops
+import _people as people
 import _promises as promises
 import numpy as np
 import torch
@@ -27,6 +31,8 @@ from _trace import profiled
 from diffusers import AutoencoderKLWan
 
 RESULTS = Path(__file__).parent / "results"
+#: How often what people do is measured: it takes long, and nothing hangs on its last per cent.
+PEOPLE_ROUNDS = 2
 
 
 def options() -> argparse.Namespace:
@@ -39,6 +45,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="samples of every figure")
     parser.add_argument("--scratch", type=Path, help="folder for the files written")
     parser.add_argument("--out", type=Path, help="the JSON; in results/ by default")
+    parser.add_argument("--only", choices=("host-memory",), help=argparse.SUPPRESS)
     said = parser.parse_args()
     quick = said.quick
     said.device = said.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -60,14 +67,26 @@ def autoencoder(device: torch.device, *, quick: bool) -> AutoencoderKLWan:
     return vae.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
 
 
+def size_of(size: str) -> tuple[int, int]:
+    """Height and width."""
+    height, width = (int(part) for part in size.split("x"))
+    return height, width
+
+
+def drawn(vae: AutoencoderKLWan, size: str, steps: int) -> torch.Tensor:
+    """Latents (1, C, steps, h, w) for frames of ``size``."""
+    height, width = size_of(size)
+    shape = (1, vae.config.z_dim, steps, height // 8, width // 8)
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(shape, generator=generator).to(vae.device, vae.dtype)
+
+
 def case_of(
     vae: AutoencoderKLWan, size: str, said: argparse.Namespace, runner: asyncio.Runner, at: Path
 ) -> loops.Case:
     """Latents and pictures for frames of ``size``."""
-    height, width = (int(part) for part in size.split("x"))
-    shape = (1, vae.config.z_dim, said.latents, height // 8, width // 8)
-    generator = torch.Generator().manual_seed(1)
-    z = torch.randn(shape, generator=generator).to(vae.device, vae.dtype)
+    height, width = size_of(size)
+    z = drawn(vae, size, said.latents)
     count = 4 * said.latents - 3
     real = pictures(count, height, width, quick=said.quick) if find_spec("av") else None
     return loops.Case(vae, z, at, runner, real)
@@ -103,6 +122,8 @@ def measured(case: loops.Case, rounds: int) -> Json:
     """Everything, for one size."""
     result: Json = {"exact": exactness(case), "clocks before": clocks(case.codec.device)}
     result["clips"] = throughput(case, rounds)
+    if case.real is not None:
+        result["clips"] |= people.ways(case, min(rounds, PEOPLE_ROUNDS))
     result["first frame"] = promises.first_frame(case, rounds)
     result["phases"] = promises.phases(case, rounds)
     result["heartbeat"] = promises.heartbeat(case, 1)
@@ -135,6 +156,7 @@ def kept(result: Json) -> dict[str, Json]:
     if "mp4, streamvae" in clips:
         pair = clips["mp4, streamvae"]["median"], clips["mp4, synchronous"]["median"]
         rows["mp4 / synchronous"] = (pair[0] / pair[1], 1.0)
+        rows["mp4 / device alone"] = (pair[0] / alone, 1.03)
     if "cancel" in result:
         idle = result["cancel"]["device idle after"]["max"]
         # The rest of the chunk that runs, and one launched behind it: that cannot be taken back.
@@ -143,9 +165,40 @@ def kept(result: Json) -> dict[str, Json]:
         short, long, whole = result["peak bytes"].values()
         rows["peak, four times as long / once"] = (long / short, 1.02)
         rows["peak / vae.decode"] = (short / whole, 1.0)
+    return rows_of(rows)
+
+
+def rows_of(rows: dict[str, tuple[float, float]]) -> dict[str, Json]:
+    """What was measured and promised, as it is written down."""
     return {
         name: {"measured": value, "at most": limit, "kept": value <= limit}
         for name, (value, limit) in rows.items()
+    }
+
+
+def host_memory(said: argparse.Namespace) -> None:
+    """Print resident bytes while a clip, and one four times as long, stream in this process."""
+    vae = autoencoder(torch.empty(0, device=said.device).device, quick=said.quick)
+    counts = (said.latents, 4 * said.latents)
+    clips = {f"{count} latents": drawn(vae, said.sizes[0], count) for count in counts}
+    with tempfile.TemporaryDirectory(dir=said.scratch) as scratch:
+        print(json.dumps(host.lengths(vae, clips, Path(scratch))))
+
+
+def in_another_process(said: argparse.Namespace) -> Json:
+    """What `host_memory` prints, for the largest of the sizes."""
+    size = max(said.sizes, key=lambda one: math.prod(size_of(one)))
+    args = ["--only", "host-memory", "--sizes", size, "--device", said.device]
+    args += ["--latents", str(said.latents)] + (["--quick"] if said.quick else [])
+    args += ["--scratch", str(said.scratch)] if said.scratch else []
+    peaks = host.told_by(__file__, *args)
+    short, long = list(peaks.values())[1:]
+    return {
+        "size": size,
+        "resident bytes": peaks,
+        "promises": rows_of({
+            "host, four times as long - once, MiB": ((long - short) / 2**20, host.NOISE / 2**20)
+        }),
     }
 
 
@@ -158,15 +211,23 @@ def report(size: str, result: Json, *, quick: bool) -> None:
     for name in ("heartbeat", "cancel", "peak bytes", "utilisation"):
         for key, value in result.get(name, {}).items():
             print(f"  {name}: {key}: {value}")
+    show_promises(result["promises"], quick=quick)
+
+
+def show_promises(rows: dict[str, Json], *, quick: bool) -> None:
+    """Print each promise, and whether it is kept."""
     print("\npromises" + (" (this is a rehearsal: nothing follows from it)" if quick else ""))
-    for name, row in result["promises"].items():
+    for name, row in rows.items():
         word = "kept" if row["kept"] else "BROKEN"
-        print(f"  {name:34s} {row['measured']:9.4f}   at most {row['at most']:<6} {word}")
+        print(f"  {name:36s} {row['measured']:9.4f}   at most {row['at most']:<6} {word}")
 
 
 def main() -> None:
     """Measure, print, write."""
     said = options()
+    if said.only:
+        host_memory(said)
+        return
     device = torch.empty(0, device=said.device).device
     vae = autoencoder(device, quick=said.quick)
     result: Json = facts(device) | {
@@ -183,6 +244,12 @@ def main() -> None:
             result["sizes"][size] = measured(case, said.rounds)
             report(size, result["sizes"][size], quick=said.quick)
             write(result, said.out)
+    if host.resident():
+        result["host memory"] = in_another_process(said)
+        for name, peak in result["host memory"]["resident bytes"].items():
+            print(f"  host memory, {name:30s} {peak / 2**20:9.1f} MiB")
+        show_promises(result["host memory"]["promises"], quick=said.quick)
+        write(result, said.out)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,31 @@ def test_the_cpu_program_runs(tmp_path: Path) -> None:
     assert result["first frame"]["first frame on the host"]["median"] > 0
 
 
+def test_the_program_for_pictures_rehearses_anywhere(tmp_path: Path) -> None:
+    """It compares bits where it streams one by one, and tells how far its sink had come."""
+    out = tmp_path / "images.json"
+    args = ("--quick", "--device", "cpu", "--items", "5", "--rounds", "1", "--out", str(out))
+    printed = run("images_h200.py", *args)
+    sizes = json.loads(out.read_text())["sizes"]
+    assert sizes["5 of 4x6, 1 a chunk"]["exactness"]["floats equal"] is True
+    assert sizes["5 of 4x6, 4 a chunk"]["exactness"]["greatest difference"] < 1e-4
+    assert sizes["5 of 4x6, 4 a chunk"]["png sink"]["chunks"]["median"] == 2
+    assert "rehearsal" in printed
+
+
+def test_the_program_for_live_sound_runs(tmp_path: Path) -> None:
+    """It tells the speed, what windows cost and how late blocks are, and sound that is right."""
+    out = tmp_path / "sound.json"
+    args = ("--quick", "--latents", "12", "--per-chunk", "4", "--rounds", "1", "--out", str(out))
+    run("sound_cpu.py", *args)
+    result = json.loads(out.read_text())
+    assert result["difference to vae.decode"] < 2e-6
+    row = result["per chunk"]["4"]
+    assert row["times real time"] > 0
+    assert row["latents decoded for one"] > 1
+    assert row["in real time"]["first block"]["median"] > 0
+
+
 def test_a_process_tells_its_peak() -> None:
     """One way of decoding, in a process of its own, prints the bytes it reached."""
     printed = run("cpu.py", "--quick", "--latents", "2", "--only", "stream")

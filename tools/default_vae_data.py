@@ -178,12 +178,21 @@ class TrainingSet:
         )
 
     def batch(
-        self, count: int, frames: int, crop: tuple[int, int], rng: np.random.Generator
+        self,
+        count: int,
+        frames: int,
+        crop: tuple[int, int],
+        rng: np.random.Generator,
+        *,
+        photos: float = 0.3,
     ) -> Tensor:
-        """Return random clips, float32 (count, 3, frames, *crop) in [-1, 1]."""
+        """Return random clips, float32 (count, 3, frames, *crop) in [-1, 1].
+
+        ``photos`` is the share of clips that are made of photographs.
+        """
         clips = [
             self._movie_crop(frames, crop, rng)
-            if rng.random() < 0.7
+            if rng.random() < 1 - photos
             else self._photo_crop(frames, crop, rng)
             for _ in range(count)
         ]

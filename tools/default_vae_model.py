@@ -48,6 +48,15 @@ def build() -> AutoencoderKLWan:
     return vae
 
 
+def halved(device: str) -> torch.autocast:
+    """Compute in bfloat16 on CUDA.
+
+    Not on the CPU, where torch 2.13 gives weight gradients of 3D convolutions that are not finite.
+    """
+    enabled = device != "cpu"
+    return torch.autocast(device, torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+
 def encode(vae: AutoencoderKLWan, video: Tensor) -> DiagonalGaussianDistribution:
     """Encode (B, 3, 4(T-1)+1, H, W) in the causal walk: the first frame, then all others."""
     pixels = patchify(video, vae.config.patch_size)
@@ -58,11 +67,18 @@ def encode(vae: AutoencoderKLWan, video: Tensor) -> DiagonalGaussianDistribution
 
 def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """Decode as ``vae.decode`` does, but leave out the clamp, which has no gradient outside."""
+    return carry_on(vae, latents, [None] * vae._cached_conv_counts["decoder"], first=True)
+
+
+def carry_on(vae: AutoencoderKLWan, latents: Tensor, cache: list[Any], *, first: bool) -> Tensor:
+    """Decode the next latents of a clip, or the ``first`` ones; ``cache`` is carried on in place.
+
+    What comes after the first latents is one walk of the decoder, so the first are two at least.
+    """
     hidden = vae.post_quant_conv(latents)
-    cache = [None] * vae._cached_conv_counts["decoder"]
     parts = [
-        vae.decoder(part, feat_cache=cache, feat_idx=[0], first_chunk=place == 0)
-        for place, part in enumerate(_walk(hidden, 1))
+        vae.decoder(part, feat_cache=cache, feat_idx=[0], first_chunk=first and place == 0)
+        for place, part in enumerate(_walk(hidden, 1) if first else [hidden])
     ]
     return unpatchify(torch.cat(parts, 2), vae.config.patch_size)
 
