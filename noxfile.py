@@ -27,7 +27,7 @@ BESIDE = (
 )
 
 #: The flow modules, whose every branch is tested.
-FLOW = ("_pipeline", "_events", "stages", "_stream")
+FLOW = ("_pipeline", "_events", "stages", "_stream", "_merged", "_tee")
 
 #: Tests that hold streams to what diffusers gives.
 SAME_AS_DIFFUSERS = (
@@ -126,8 +126,9 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run the benchmark that needs no GPU."""
+    """Run the benchmarks that need no GPU: streams, with options behind ``--``, then sinks."""
     session.run(sys.executable, str(Path("benchmarks", "cpu.py")), *session.posargs, external=True)
+    session.run(sys.executable, str(Path("benchmarks", "sinks_cpu.py")), external=True)
 
 
 @nox.session

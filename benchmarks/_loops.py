@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from _bare import BareVideo
 
 from streamvae import HostChunk, RawFile, VideoFile, stream_decode
+from streamvae._pixels import yuv420p
 from streamvae._recipe import Recipe
 from streamvae.abc import Backend, Codec
 from streamvae.backends import for_device
@@ -45,6 +47,14 @@ class Case:
     def __post_init__(self) -> None:
         self.codec: Codec = codec_for(self.vae)
         self.backend: Backend = for_device(self.codec.device)
+
+    @functools.cached_property
+    def planes(self) -> npt.NDArray[np.uint8]:
+        """``real`` as a device turns it into 4:2:0, for sinks that are given that."""
+        real = torch.from_numpy(_real(self))[None]
+        parts = [yuv420p(real[:, i : i + 8])[0] for i in range(0, real.shape[1], 8)]
+        planes: npt.NDArray[np.uint8] = torch.cat(parts).unsqueeze(-1).numpy()
+        return planes
 
     def pieces(self) -> Iterator[torch.Tensor]:
         """The latents, cut as a stream cuts them."""
@@ -128,7 +138,7 @@ async def streamed_raw(case: Case) -> None:
 
 async def streamed_mp4(case: Case) -> None:
     """Streamvae into an MP4 of real content."""
-    sink = RealContent(case.scratch / "out.mp4", _real(case))
+    sink = RealContent(case.scratch / "out.mp4", _real(case), case.planes)
     await stream_decode(case.z, case.vae, sinks=sink, fps=FPS).finish()
 
 
@@ -138,14 +148,16 @@ class RealContent(VideoFile):
     Random weights decode to noise, which no encoder is made for and no user encodes.
     """
 
-    def __init__(self, path: Path, real: npt.NDArray[np.uint8]) -> None:
+    def __init__(
+        self, path: Path, real: npt.NDArray[np.uint8], planes: npt.NDArray[np.uint8]
+    ) -> None:
         super().__init__(path, fps=FPS, crf=CRF, preset=PRESET)
-        self._real = real
+        self._real = {"rgb24": real, "yuv420p": planes}
 
     def put(self, chunk: HostChunk) -> None:
-        """Encode as many real pictures as came."""
-        real = self._real[None, chunk.start : chunk.start + len(chunk)]
-        super().put(HostChunk(chunk.index, chunk.start, chunk.kind, real))
+        """Encode as many real pictures as came, laid out as they came."""
+        real = self._real[chunk.format][None, chunk.start : chunk.start + len(chunk)]
+        super().put(replace(chunk, data=real))
 
 
 @contextlib.contextmanager

@@ -126,6 +126,22 @@ def show(title: str, rows: Mapping[str, Json], unit: str = "s") -> None:
         print(f"  {name:34s} {median:9.4f} {unit}   ({low:.4f} to {high:.4f})")
 
 
+def promised(rows: Mapping[str, tuple[float, float]]) -> dict[str, Json]:
+    """What was measured and what is promised, as it is written down."""
+    return {
+        name: {"measured": value, "at most": limit, "kept": value <= limit}
+        for name, (value, limit) in rows.items()
+    }
+
+
+def show_promises(rows: Mapping[str, Json], *, quick: bool) -> None:
+    """Print each promise, and whether it is kept."""
+    print("\npromises" + (" (this is a rehearsal: nothing follows from it)" if quick else ""))
+    for name, row in rows.items():
+        word = "kept" if row["kept"] else "BROKEN"
+        print(f"  {name:36s} {row['measured']:9.4f}   at most {row['at most']:<6} {word}")
+
+
 def _version(name: str) -> str | None:
     if name == "torch":
         return str(torch.__version__)

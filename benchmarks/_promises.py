@@ -107,15 +107,6 @@ def cancelling(case: Case, rounds: int, chunk_seconds: float) -> Json:
 def heartbeat(case: Case, rounds: int) -> Json:
     """How late a beat each millisecond comes, while the device decodes and on an idle loop."""
 
-    async def beating(other: asyncio.Task[object]) -> list[float]:
-        late: list[float] = []
-        while not other.done():
-            due = time.perf_counter() + BEAT
-            await asyncio.sleep(BEAT)
-            late.append(time.perf_counter() - due)
-        await other
-        return late
-
     async def decoding() -> list[float]:
         return await beating(asyncio.ensure_future(_finish(case, case.z)))
 
@@ -134,10 +125,22 @@ def heartbeat(case: Case, rounds: int) -> Json:
             control += case.runner.run(idle(time.perf_counter() - began))
     finally:
         gc.unfreeze()
-    return {"decoding": _lateness(busy), "idle loop": _lateness(control)}
+    return {"decoding": lateness(busy), "idle loop": lateness(control)}
 
 
-def _lateness(late: list[float]) -> Json:
+async def beating(other: asyncio.Task[object]) -> list[float]:
+    """Seconds by which each beat came late until ``other`` was done."""
+    late: list[float] = []
+    while not other.done():
+        due = time.perf_counter() + BEAT
+        await asyncio.sleep(BEAT)
+        late.append(time.perf_counter() - due)
+    await other
+    return late
+
+
+def lateness(late: list[float]) -> Json:
+    """What is said of beats that came late."""
     late = sorted(late)
     return {
         "beats": len(late),

@@ -4,6 +4,7 @@ On a processor that decodes and writes with the same cores there is little to ov
 shows is that streaming costs nothing, when the first frame is there, and how much memory it takes.
 
     python benchmarks/cpu.py
+    python benchmarks/sinks_cpu.py      # sinks by themselves
 """
 
 from __future__ import annotations
@@ -11,20 +12,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
+import json
 import subprocess
 import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import _host_memory as host
 import _loops as loops
 import torch
-from _measure import Json, alternate, facts, show, write
+from _measure import Json, alternate, facts, promised, show, show_promises, write
 from _promises import first_frame
 from _real import latents, pictures
 
 from streamvae import stream_decode
-from streamvae.models import default_vae
+from streamvae.models import default_vae, demo_latents
 
 
 def peak_memory(way: str, steps: int) -> int:
@@ -43,17 +46,29 @@ def run_alone(way: str, z: torch.Tensor) -> None:
             default_vae().decode(z)
     else:
         default_vae()
-    print(_peak())
-
-
-def _peak() -> int:
-    # Not getrusage's: a process that was just started reports its parent's peak there.
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    print(host.highest())
 
 
 async def _finish(z: torch.Tensor) -> None:
     await stream_decode(z).finish()
+
+
+def flat_memory() -> Json:
+    """Resident bytes while a clip, and one four times as long, stream in a process of its own."""
+    peaks = host.told_by(__file__, "--only", "lengths")
+    short, long = list(peaks.values())[1:]
+    rows = {"host, four times as long - once, MiB": ((long - short) / 2**20, host.NOISE / 2**20)}
+    return {"resident bytes": peaks, "promises": promised(rows)}
+
+
+def run_lengths(*, quick: bool) -> None:
+    """Print what `flat_memory` reads: clips of 21 and 84 latents, a part of the demo's picture."""
+    clip, _ = demo_latents()
+    rows, columns, count = (4, 4, 2) if quick else (32, 40, 21)
+    short = clip[:, :, :, :rows, :columns].repeat(1, 1, 2, 1, 1)[:, :, :count]
+    each = {f"{count} latents": short, f"{4 * count} latents": short.repeat(1, 1, 4, 1, 1)}
+    with tempfile.TemporaryDirectory() as scratch:
+        print(json.dumps(host.lengths(default_vae(), each, Path(scratch))))
 
 
 def clips(case: loops.Case, rounds: int) -> dict[str, Json]:
@@ -78,8 +93,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a rehearsal: a corner of the clip")
     parser.add_argument("--out", type=Path, help="where to write JSON")
-    parser.add_argument("--only", choices=("load", "stream", "whole"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--only", choices=("load", "stream", "whole", "lengths"), help=argparse.SUPPRESS
+    )
     said = parser.parse_args()
+    if said.only == "lengths":
+        run_lengths(quick=said.quick)
+        return
     z = latents(said.latents, quick=said.quick)
     if said.only:
         run_alone(said.only, z)
@@ -103,6 +123,11 @@ def main() -> None:
         print("\npeak memory of a process")
         for way, peak in result["peak bytes"].items():
             print(f"  {way:34s} {peak / 2**20:9.1f} MiB")
+    if not said.quick and host.resident():
+        result["host memory"] = flat_memory()
+        for name, peak in result["host memory"]["resident bytes"].items():
+            print(f"  resident, {name:24s} {peak / 2**20:9.1f} MiB")
+        show_promises(result["host memory"]["promises"], quick=False)
     if said.out:
         write(result, said.out)
 

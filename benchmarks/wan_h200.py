@@ -25,7 +25,17 @@ import _people as people
 import _promises as promises
 import numpy as np
 import torch
-from _measure import Json, alternate, clocks, facts, filesystem, show, write
+from _measure import (
+    Json,
+    alternate,
+    clocks,
+    facts,
+    filesystem,
+    promised,
+    show,
+    show_promises,
+    write,
+)
 from _real import pictures
 from _trace import profiled
 from diffusers import AutoencoderKLWan
@@ -89,7 +99,10 @@ def case_of(
     z = drawn(vae, size, said.latents)
     count = 4 * said.latents - 3
     real = pictures(count, height, width, quick=said.quick) if find_spec("av") else None
-    return loops.Case(vae, z, at, runner, real)
+    case = loops.Case(vae, z, at, runner, real)
+    if real is not None:
+        _ = case.planes  # made now, not while something is timed
+    return case
 
 
 def throughput(case: loops.Case, rounds: int) -> Json:
@@ -165,15 +178,7 @@ def kept(result: Json) -> dict[str, Json]:
         short, long, whole = result["peak bytes"].values()
         rows["peak, four times as long / once"] = (long / short, 1.02)
         rows["peak / vae.decode"] = (short / whole, 1.0)
-    return rows_of(rows)
-
-
-def rows_of(rows: dict[str, tuple[float, float]]) -> dict[str, Json]:
-    """What was measured and promised, as it is written down."""
-    return {
-        name: {"measured": value, "at most": limit, "kept": value <= limit}
-        for name, (value, limit) in rows.items()
-    }
+    return promised(rows)
 
 
 def host_memory(said: argparse.Namespace) -> None:
@@ -196,7 +201,7 @@ def in_another_process(said: argparse.Namespace) -> Json:
     return {
         "size": size,
         "resident bytes": peaks,
-        "promises": rows_of({
+        "promises": promised({
             "host, four times as long - once, MiB": ((long - short) / 2**20, host.NOISE / 2**20)
         }),
     }
@@ -212,14 +217,6 @@ def report(size: str, result: Json, *, quick: bool) -> None:
         for key, value in result.get(name, {}).items():
             print(f"  {name}: {key}: {value}")
     show_promises(result["promises"], quick=quick)
-
-
-def show_promises(rows: dict[str, Json], *, quick: bool) -> None:
-    """Print each promise, and whether it is kept."""
-    print("\npromises" + (" (this is a rehearsal: nothing follows from it)" if quick else ""))
-    for name, row in rows.items():
-        word = "kept" if row["kept"] else "BROKEN"
-        print(f"  {name:36s} {row['measured']:9.4f}   at most {row['at most']:<6} {word}")
 
 
 def main() -> None:

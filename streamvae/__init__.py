@@ -5,8 +5,10 @@ they get ready, in constant memory.
 """
 
 # streaming
+from ._av import stream_decode_av
+
 # what it gives
-from ._chunks import DeviceFrames, Frame, HostChunk, StreamInfo
+from ._chunks import Band, DeviceFrames, Frame, HostChunk, StreamInfo
 
 # errors
 from ._errors import (
@@ -23,47 +25,73 @@ from ._errors import (
     UnknownSourceError,
     UsageError,
 )
+from ._merged import AVInfo, AVStats, AVStream
 from ._pipe import stream_pipeline
 from ._plan import Plan
-from ._stats import StageTimes, StreamStats
+from ._stats import SinkFailure, StageTimes, StreamStats
 from ._stream import FrameStream, stream_decode
 
 # without a loop
-from ._sync import asave, collect, iter_decode, save
+from ._sync import asave, collect, collect_av, iter_decode, iter_decode_av, save, save_av
 
 # proof
 from .report import Verification, verify
 
 # sinks
-from .sinks import NpyFile, RawFile, VideoFile
+from .sinks import (
+    AudioFile,
+    FlacFile,
+    NpyFile,
+    RawFile,
+    Stills,
+    VideoFile,
+    WavFile,
+    Y4MFile,
+    ZarrArray,
+)
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [  # noqa: RUF022  # grouped as the imports are
     # streaming
     "stream_decode",
+    "stream_decode_av",
     "stream_pipeline",
+    "AVStream",
     "FrameStream",
     # without a loop
     "asave",
     "collect",
+    "collect_av",
     "iter_decode",
+    "iter_decode_av",
     "save",
+    "save_av",
     # proof
     "Verification",
     "verify",
     # what it gives
+    "AVInfo",
+    "AVStats",
+    "Band",
     "DeviceFrames",
     "Frame",
     "HostChunk",
     "Plan",
+    "SinkFailure",
     "StageTimes",
     "StreamInfo",
     "StreamStats",
     # sinks
+    "AudioFile",
+    "FlacFile",
     "NpyFile",
     "RawFile",
+    "Stills",
     "VideoFile",
+    "WavFile",
+    "Y4MFile",
+    "ZarrArray",
     # errors
     "ClosedError",
     "DeviceError",

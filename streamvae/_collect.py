@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ._bands import Canvas
 from ._chunks import Array, DeviceFrames, HostChunk
-from ._errors import FrameCountError
+from ._errors import FrameCountError, UsageError
 from ._threads import Worker, outcome
 
 
@@ -17,6 +18,7 @@ class Collector:
 
     def __init__(self) -> None:
         self._worker = Worker("streamvae collect")
+        self._canvas = Canvas()
         self._parts: list[Any] = []
         self._whole: Any = None
         self._filled = 0
@@ -24,7 +26,7 @@ class Collector:
 
     async def add(self, chunk: HostChunk | DeviceFrames, frames: int | None) -> None:
         """Take one chunk; ``frames`` is how many there will be, if that is known."""
-        await outcome(self._worker.submit(self._add, chunk, frames))
+        await outcome(self._worker.submit(self._add_whole, chunk, frames))
 
     async def result(self) -> Array | torch.Tensor:
         """Everything so far: numpy from the host, a tensor from the device."""
@@ -43,10 +45,16 @@ class Collector:
         """Let the thread go."""
         self._worker.close()
 
+    def _add_whole(self, chunk: HostChunk | DeviceFrames, frames: int | None) -> None:
+        whole = self._canvas.add(chunk)
+        if whole is not None:
+            self._add(whole, frames)
+
     def _add(self, chunk: HostChunk | DeviceFrames, frames: int | None) -> None:
         data = chunk.data
         self._axis = 0 if chunk.kind == "image" else 1
         if frames is None:
+            self._expect_size(data)
             self._parts.append(data)
         else:
             if self._whole is None:
@@ -59,6 +67,14 @@ class Collector:
             place = slice(self._filled, self._filled + len(chunk))
             self._whole[(slice(None),) * self._axis + (place,)] = data
         self._filled += len(chunk)
+
+    def _expect_size(self, data: Array | torch.Tensor) -> None:
+        size = data.shape[self._axis + 1 :]
+        if self._parts and size != (first := self._parts[0].shape[self._axis + 1 :]):
+            raise UsageError(
+                f"expected pictures of one size for one array, {first}, got {size}; iterate over "
+                "the frames instead"
+            )
 
 
 def _empty_like(data: Array | torch.Tensor, shape: tuple[int, ...]) -> Array | torch.Tensor:

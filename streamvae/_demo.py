@@ -74,7 +74,7 @@ def run_demo(folder: Path, *, overwrite: bool, device: str, limit: float | None)
             "pass --overwrite, or --out with another folder"
         )
     film = VideoFile(video, overwrite=True)
-    from .sinks import _h264  # noqa: F401  # its libraries are loaded before memory is measured
+    from .sinks import _encoder  # noqa: F401  # its libraries are loaded before memory is measured
 
     vae = default_vae().to(device)
     latents, fps = demo_latents()

@@ -74,20 +74,22 @@ class StageTimeout(StreamVAEError, TimeoutError):
 
 
 class SinkTimeout(StreamVAEError, TimeoutError):
-    """Raised when a sink did not end in time; its thread ends when its call does.
+    """Raised when a sink did not end, or do another thing, in time; its thread ends with its call.
 
     Attributes:
         sink: What the sink calls itself.
         seconds: How long it was waited for.
+        what: What it was to do: ``"end"``, ``"open"``, ``"take chunk 3"``, ``"complete"``.
     """
 
-    def __init__(self, sink: str, seconds: float) -> None:
-        super().__init__(sink, seconds)
+    def __init__(self, sink: str, seconds: float, what: str = "end") -> None:
+        super().__init__(sink, seconds, what)
         self.sink = sink
         self.seconds = seconds
+        self.what = what
 
     def __str__(self) -> str:
-        return f"sink {self.sink} did not end within {self.seconds:g} s"
+        return f"sink {self.sink} did not {self.what} within {self.seconds:g} s"
 
 
 class FrameCountError(StreamVAEError, RuntimeError):

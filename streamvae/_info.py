@@ -25,7 +25,8 @@ def versions(ours: str) -> Iterator[str]:
     yield f"streamvae {ours}, {', '.join(installed)}, python {platform.python_version()}"
     yield f"devices: {', '.join(_devices())}"
     yield f"families: {', '.join(known_families())}"
-    missing = {} if find_spec("av") else {".mp4": " (needs: pip install 'streamvae[video]')"}
+    absent = () if find_spec("av") else (".flac", ".mp4", ".y4m")
+    missing = dict.fromkeys(absent, " (needs: pip install 'streamvae[video]')")
     yield f"sinks: {', '.join(suffix + missing.get(suffix, '') for suffix in BY_SUFFIX)}"
 
 

@@ -13,8 +13,9 @@ from ._chunks import HostChunk
 from ._errors import UsageError
 from ._pixels import Output
 from ._recipe import Transform
+from ._tee import OnSinkError
 from .abc import Backend, Sink
-from .sinks import sink_for
+from .sinks import Continued, sink_for
 from .stages import NonFinite
 
 #: ``"exact"``: bit-equal to the autoencoder's own decode. ``"fast"``: the fastest verified step.
@@ -49,6 +50,9 @@ class StreamOptions(TypedDict, total=False):
     progress: Progress
     timeout: float | None
     sink_timeout: float
+    write_timeout: float | None
+    on_sink_error: OnSinkError
+    resume: bool
     nonfinite: NonFinite
     call: Mapping[str, object] | None
     backend: Backend | None
@@ -73,14 +77,18 @@ class Options:
     nonfinite: NonFinite
     call: Mapping[str, object]
     backend: Backend | None
+    write_timeout: float | None = None
+    on_sink_error: OnSinkError = "stop"
 
     def __post_init__(self) -> None:
         _one_of("mode", self.mode, get_args(Mode))
         _one_of("output", self.output, get_args(Output))
         _one_of("nonfinite", self.nonfinite, get_args(NonFinite))
+        _one_of("on_sink_error", self.on_sink_error, get_args(OnSinkError))
         _positive("fps", self.fps)
         _positive("timeout", self.timeout)
         _positive("sink_timeout", self.sink_timeout)
+        _positive("write_timeout", self.write_timeout)
         _count("queue_size", self.queue_size)
         _count("latents_per_chunk", self.latents_per_chunk)
         if self.transform is not None and not callable(self.transform):
@@ -111,6 +119,17 @@ def sinks_of(given: SinkLike | Iterable[SinkLike]) -> tuple[Sink, ...]:
     if twice:
         raise UsageError(f"expected every sink once, got {', '.join(sorted(twice))} more than once")
     return sinks
+
+
+def resumed(sinks: tuple[Sink, ...]) -> tuple[Sink, ...]:
+    """The same sinks, to go on with what they have.
+
+    Raises:
+        UsageError: There is none, or one cannot.
+    """
+    if not sinks:
+        raise UsageError("expected sinks to go on with where resume=True, got none")
+    return tuple(map(Continued, sinks))
 
 
 def device_of(given: str | int | torch.device | None) -> torch.device | None:

@@ -11,6 +11,7 @@ from ._pixels import Output
 from ._recipe import Transform
 from ._stream import FrameStream
 from ._supervisor import Supervisor
+from ._tee import OnSinkError
 from .abc import Backend
 from .backends import here, mark, mark_weights
 from .latents import PipelineSource, decoding_call, is_pipeline, takes
@@ -30,6 +31,8 @@ def stream_pipeline(
     progress: Progress = False,
     timeout: float | None = None,
     sink_timeout: float = 10.0,
+    write_timeout: float | None = None,
+    on_sink_error: OnSinkError = "stop",
     nonfinite: NonFinite = "raise",
     backend: Backend | None = None,
     **call: object,
@@ -55,6 +58,8 @@ def stream_pipeline(
         progress: As in `stream_decode`, for frames; the pipeline has a bar of its own for steps.
         timeout: As in `stream_decode`.
         sink_timeout: As in `stream_decode`.
+        write_timeout: As in `stream_decode`.
+        on_sink_error: As in `stream_decode`.
         nonfinite: As in `stream_decode`.
         backend: As in `stream_decode`.
         **call: Keyword arguments of the pipeline's call, without ``output_type`` and
@@ -82,6 +87,8 @@ def stream_pipeline(
         progress=progress,
         timeout=timeout,
         sink_timeout=sink_timeout,
+        write_timeout=write_timeout,
+        on_sink_error=on_sink_error,
         nonfinite=nonfinite,
         call=decoding_call(pipe, call),
         backend=backend,

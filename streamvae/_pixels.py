@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch.nn import functional
 
 #: What a decoder makes: pictures in time, single pictures, or samples of sound.
 Kind = Literal["video", "image", "sound"]
@@ -61,6 +62,48 @@ def render(decoded: torch.Tensor, kind: Kind, output: Output) -> torch.Tensor:
     if kind == "sound" or output == "float32":
         return last.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
     return quantise(last.contiguous())
+
+
+#: Luma's share of red and of blue (ITU-R BT.709, table 4: item 3.2).
+_RED, _BLUE = 0.2126, 0.0722
+
+
+def yuv420p(pixels: torch.Tensor) -> torch.Tensor:
+    """Turn RGB into planar 4:2:0, BT.709 limited range: half the bytes, and what encoders take.
+
+    Within one level of what FFmpeg's swscale makes with ``bilinear+accurate_rnd+full_chroma_inp``,
+    chroma in the middle of its four pixels included.
+
+    Args:
+        pixels: uint8 (B, T, H, W, 3) or (B, T, H, W, 1) (grey), quantised before. An odd last row
+            or column is repeated.
+
+    Returns:
+        uint8 (B, T, 3 * H' / 2, W') with H' and W' even: H' rows of luma, then both chroma planes
+        of H'/2 rows of W'/2, each laid out contiguously.
+    """
+    batch, time, height, width, channels = pixels.shape
+    rgb = pixels.expand(-1, -1, -1, -1, 3) if channels == 1 else pixels
+    rgb = rgb.flatten(0, 1).permute(0, 3, 1, 2).float()
+    rgb = functional.pad(rgb, (0, width % 2, 0, height % 2), mode="replicate")
+    red, green, blue = rgb.unbind(1)
+    luma = _RED * red + (1 - _RED - _BLUE) * green + _BLUE * blue
+    chroma = torch.stack([(blue - luma) / (2 - 2 * _BLUE), (red - luma) / (2 - 2 * _RED)], 1)
+    planes = [16 + luma * (219 / 255), 128 + _halved(chroma) * (224 / 255)]
+    packed = torch.cat([plane.flatten(1) for plane in planes], 1).round_().to(torch.uint8)
+    return packed.view(batch, time, -1, width + width % 2)
+
+
+def _halved(planes: torch.Tensor) -> torch.Tensor:
+    """Half the size of (N, C, H, W), each place the mean of its 4x4 neighbours, 1:3:3:1."""
+    # Sums, since a convolution would be in TF32 on a card.
+    wide = functional.pad(planes, (1, 1, 1, 1), mode="replicate")
+    outer = wide[..., :-3:2] + wide[..., 3::2]
+    inner = wide[..., 1:-2:2] + wide[..., 2:-1:2]
+    across = outer + 3 * inner
+    outer = across[..., :-3:2, :] + across[..., 3::2, :]
+    inner = across[..., 1:-2:2, :] + across[..., 2:-1:2, :]
+    return (outer + 3 * inner) / 64
 
 
 def all_finite(tensor: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,8 @@ class Rehearsed:
         drained: Frames that come after the last chunk.
         state: What the decoder keeps between chunks, at its largest.
         launch: What one launch holds at once at most: state, what it computes with, its pixels.
-        chunk: Pixels of the largest chunk, as they leave the device.
+        chunk: Pixels of the largest chunk (band), as they leave the device.
+        bands: Bands that a picture comes in at most; 1 if whole.
     """
 
     frames: tuple[int, ...]
@@ -30,6 +31,7 @@ class Rehearsed:
     state: int
     launch: int
     chunk: int
+    bands: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +109,7 @@ class Plan:
 
     @property
     def chunk_bytes(self) -> int | None:
-        """Pixels of the largest chunk, as they leave the device."""
+        """Pixels of the largest chunk, as they leave the device; of a band where there are any."""
         found = self._rehearsed()
         return None if found is None else found.chunk
 
@@ -128,6 +130,9 @@ class Plan:
     def host_bytes(self) -> int | None:
         """Peak memory on the host: two queues, a chunk in each stage around them, two slots.
 
+        Where pictures come in bands those are the chunks; a picture that is put together of them,
+        for a sink or a consumer that wants it whole, is not counted.
+
         On the host's own processor there are no slots, and `device_bytes` are the host's too.
         """
         found = self._rehearsed()
@@ -135,7 +140,7 @@ class Plan:
             return None
         if self.output == "device":
             return 0
-        waiting = min(2 * self.queue_size + 3, len(self.chunks) + 1)
+        waiting = min(2 * self.queue_size + 3, len(self.chunks) * found.bands + 1)
         # Page-locked memory comes in powers of two; two flags travel with the pixels.
         slot = 1 << (found.chunk + 1).bit_length() if self.device.startswith("cuda") else 0
         return found.chunk * waiting + _SLOTS * slot

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 
+from ._bands import bands_of
+from ._chunks import Band
 from ._errors import ShapeError
-from ._pixels import Output, all_finite, render
-from .abc import Codec, Decoder, Rendered
+from ._pixels import Output, all_finite, render, yuv420p
+from .abc import Banded, Codec, Decoder, Rendered
 
 #: From latents as they were given (on the device of the weights), the index of the first of them
 #: along the codec's axis, and the dtype of the weights, to latents the decoder takes.
@@ -57,6 +59,8 @@ class Recipe:
         output: What consumers get.
         preparation: What is done around the decoder.
         transform: Runs over the decoder's pixels, (B, C, T, H, W) or (B, C, H, W), in [-1, 1].
+        mode: ``"exact"`` or ``"fast"``.
+        planes: Whether uint8 RGB and grey video is made planes of 4:2:0.
     """
 
     codec: Codec
@@ -71,11 +75,51 @@ class Recipe:
 
     #: Device and dtype of the weights. Finding out means walking all modules: once is enough.
     place: tuple[torch.device, torch.dtype] | None = None
+    mode: str = "exact"
+    planes: bool = False
     #: Whether latents that have given no pixels yet are finite; a bool on the device.
     _finite: torch.Tensor | None = None
+    #: At most one: the bands that the picture begun last has yet to give.
+    _coming: list[Iterator[torch.Tensor]] = field(default_factory=list)
 
-    def decode(self, pieces: tuple[torch.Tensor, ...]) -> Rendered | None:
-        """Decode the next chunk, given in one or more pieces."""
+    def bands(self, pieces: tuple[torch.Tensor, ...]) -> tuple[Band, ...]:
+        """What bands a chunk is decoded in, on whatever thread; empty if in one piece."""
+        axis = self.codec.axis
+        shape = list(pieces[0].shape)
+        shape[axis] = sum(piece.shape[axis] for piece in pieces)
+        changed = self.transform is not None or self.preparation.finish is not None
+        return () if changed else bands_of(self.codec, tuple(shape), self.mode)
+
+    def decode(self, pieces: tuple[torch.Tensor, ...], band: Band | None = None) -> Rendered | None:
+        """Decode the next chunk, given in one or more pieces, or the next band of it."""
+        if band is not None and band.rows.start:
+            return self._next(band)
+        latents = self._prepared(pieces)
+        if band is None:
+            return self._render(self.decoder.decode(latents))
+        assert isinstance(self.codec, Banded)  # noqa: S101  # whose band it is
+        self._coming.append(self.codec.in_bands(latents, self.mode))
+        return self._next(band)
+
+    def close(self) -> None:
+        """Let go of the decoder's state, and of a picture that is not complete."""
+        self._coming.clear()
+        self.decoder.close()
+
+    def _next(self, band: Band) -> Rendered | None:
+        decoded = next(self._coming[0], None)
+        if band.last:
+            self._coming.clear()
+        height = 0 if decoded is None else decoded.shape[-2]
+        if height != len(band.rows):
+            raise ShapeError(
+                f"expected {len(band.rows)} rows of {self.codec.family}, got {height}; leave "
+                "tiling as it is while a stream runs"
+            )
+        return self._render(decoded)
+
+    def _prepared(self, pieces: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """What the decoder takes, in one piece, where it takes it."""
         place = self.place = self.place or (self.codec.device, self.codec.dtype)
         moved = [piece.to(place[0]) for piece in pieces]
         latents = moved[0] if len(moved) == 1 else torch.cat(moved, self.codec.axis)
@@ -87,7 +131,7 @@ class Recipe:
         self.latents += latents.shape[self.codec.axis]
         finite = all_finite(latents)
         self._finite = finite if self._finite is None else self._finite & finite
-        return self._render(self.decoder.decode(latents))
+        return latents
 
     def drain(self) -> Rendered | None:
         """Give what the decoder still holds."""
@@ -103,8 +147,11 @@ class Recipe:
         self._finite = None
         if self.transform is not None:
             decoded = _checked(self.transform(decoded), decoded)
-        pixels = render(decoded, self.codec.kind, self.output)
-        return Rendered(pixels, torch.stack((latents_finite, pixels_finite)))
+        pixels, picture = render(decoded, self.codec.kind, self.output), None
+        if self.planes and pixels.shape[-1] in {1, 3}:
+            picture = (pixels.shape[2], pixels.shape[3])
+            pixels = yuv420p(pixels).unsqueeze(-1)
+        return Rendered(pixels, torch.stack((latents_finite, pixels_finite)), picture)
 
 
 def _checked(transformed: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:

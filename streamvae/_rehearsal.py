@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 
+from ._bands import bands_of
 from ._ledger import Ledger
 from ._pixels import Output, all_finite, render
 from ._plan import Plan, Rehearsed
-from .abc import ChunkPlan, Codec, Decoder
+from .abc import Banded, ChunkPlan, Codec
 
 if TYPE_CHECKING:
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -57,6 +58,7 @@ def planned(
     device: str,
     again: Callable[[], Codec | None],
     alone: bool = True,
+    whole: bool = False,
 ) -> Plan:
     """Plan the stream of latents of ``shape``; cheap.
 
@@ -70,6 +72,7 @@ def planned(
         device: Where they are decoded.
         again: Gives the codec when the plan is asked; None if it is gone by then.
         alone: Whether memory is taken by nobody but the codec.
+        whole: Whether pictures are decoded whole even where the codec has bands of them.
 
     Raises:
         UsageError: ``mode`` is ``"exact"`` and this cut would change bits.
@@ -85,7 +88,9 @@ def planned(
 
     def rehearse() -> Rehearsed | None:
         held: object = again() if alone else None
-        return rehearsed(held, shape, chunks, output) if isinstance(held, Rehearsing) else None
+        if not isinstance(held, Rehearsing):
+            return None
+        return rehearsed(held, shape, chunks, output, None if whole else mode)
 
     return Plan(
         codec.family,
@@ -103,9 +108,16 @@ def planned(
 
 
 def rehearsed(
-    codec: Rehearsing, shape: tuple[int, ...], chunks: tuple[int, ...], output: Output
+    codec: Rehearsing,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    output: Output,
+    mode: str | None = "exact",
 ) -> Rehearsed | None:
-    """Walk as many chunks as it takes to know the rest; None where that cannot be done."""
+    """Walk as many chunks as it takes to know the rest; None where that cannot be done.
+
+    ``mode`` is the one that bands of pictures are asked for in, None for whole pictures.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
@@ -115,7 +127,7 @@ def rehearsed(
             if other is None:
                 return None
             with fakes:
-                return _Walk(other, shape, output).whole(chunks)
+                return _Walk(other, shape, output, mode).whole(chunks)
     except Exception:  # whatever cannot be faked: a plan must not fail for it
         logger.debug("no rehearsal for latents of shape %s", shape, exc_info=True)
         return None
@@ -152,13 +164,17 @@ class _Step:
     state: int
     peak: int
     pixels: int
+    pieces: int = 1
 
 
 class _Walk:
     """A codec on its way over the chunks of latents of one shape. Also over real tensors."""
 
-    def __init__(self, codec: Codec, shape: tuple[int, ...], output: Output) -> None:
+    def __init__(
+        self, codec: Codec, shape: tuple[int, ...], output: Output, mode: str | None = "exact"
+    ) -> None:
         self._codec = codec
+        self._mode = mode
         self._shape = shape
         self._output = output
         self._decoder = codec.decoder()
@@ -181,7 +197,7 @@ class _Walk:
             if self._codec.drains(length) > _DRAINS:
                 return None
             drains = [
-                self._step(lambda decoder: decoder.drain())
+                self._step(self._decoder.drain() for _ in range(1))
                 for _ in range(self._codec.drains(length))
             ]
             self._decoder.close()
@@ -194,6 +210,7 @@ class _Walk:
             max(step.state for step in self.steps),
             max(begun, *(step.peak for step in self.steps)),
             max(step.pixels for step in self.steps),
+            max(step.pieces for step in self.steps),
         )
 
     def _body(self, chunks: tuple[int, ...]) -> list[int] | None:
@@ -214,24 +231,34 @@ class _Walk:
                 break
         return frames + [self._step(self._push(size)).frames for size in chunks[done:]]
 
-    def _step(self, push: Callable[[Decoder], torch.Tensor | None]) -> _Step:
+    def _step(self, given: Iterator[torch.Tensor | None]) -> _Step:
         ledger, skipped = self._ledger, self._skipped
         ledger.peak = ledger.live
-        decoded = push(self._decoder)
-        count = pixels = 0
-        if decoded is not None:
-            count = decoded.shape[0 if self._codec.kind == "image" else 2]
-            all_finite(decoded)
-            given = render(decoded, self._codec.kind, self._output)
-            pixels = given.untyped_storage().nbytes()
-            del given
-        del decoded
-        step = _Step(count, ledger.live + skipped.state, ledger.peak + skipped.peak, pixels)
+        count = pixels = state = pieces = 0
+        for decoded in given:
+            pieces += 1
+            if decoded is not None:
+                count = decoded.shape[0 if self._codec.kind == "image" else 2]
+                pixels = max(pixels, self._rendered(decoded))
+            del decoded
+            state = max(state, ledger.live)
+        step = _Step(count, state + skipped.state, ledger.peak + skipped.peak, pixels, pieces)
         self.steps.append(step)
         return step
 
-    def _push(self, size: int) -> Callable[[Decoder], torch.Tensor | None]:
-        return lambda decoder: decoder.decode(self._latents(size))
+    def _rendered(self, decoded: torch.Tensor) -> int:
+        all_finite(decoded)
+        given = render(decoded, self._codec.kind, self._output)
+        return given.untyped_storage().nbytes()
+
+    def _push(self, size: int) -> Iterator[torch.Tensor | None]:
+        """What a chunk of so many latents gives, in one piece or in bands."""
+        shape, axis, codec = self._shape, self._codec.axis, self._codec
+        chunk = (*shape[:axis], size, *shape[axis + 1 :])
+        mode = self._mode
+        if mode is not None and isinstance(codec, Banded) and bands_of(codec, chunk, mode):
+            return codec.in_bands(self._latents(size), mode)
+        return (self._decoder.decode(self._latents(size)) for _ in range(1))
 
     def _latents(self, size: int) -> torch.Tensor:
         shape, axis = self._shape, self._codec.axis

@@ -11,7 +11,7 @@ from ._errors import DeviceError
 from ._recipe import Preparation
 from .abc import Codec
 from .codecs import codec_for
-from .latents import is_pipeline, of_pipeline
+from .latents import SoundOf, is_pipeline, of_pipeline
 from .models import default_vae
 from .models._load import load_autoencoder
 
@@ -29,7 +29,7 @@ def resolve(
 
     Args:
         source: None (the embedded VAE), a path or hub id, a diffusers pipeline or autoencoder, or
-            a `Codec`.
+            a `Codec`, or an autoencoder of mel spectrograms with its vocoder, as a pair.
         normalized: Whether latents for anything but a pipeline, which knows better, are in the
             diffusion model's space.
         device: Where weights loaded here go; weights of the user's own stay where they are.
@@ -47,7 +47,9 @@ def resolve(
     elif isinstance(source, (str, os.PathLike)):
         source = load_autoencoder(source).to(device or "cpu")
     preparation = None
-    if is_pipeline(source):
+    if isinstance(source, SoundOf):
+        source, call, preparation = source.decoding(call)
+    elif is_pipeline(source):
         source, call, preparation = of_pipeline(source, call)
     codec = codec_for(source, call)
     if device is not None and not _same(device, codec.device):

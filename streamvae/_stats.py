@@ -29,6 +29,23 @@ class StageTimes:
 
 
 @dataclass(frozen=True, slots=True)
+class SinkFailure:
+    """A sink that failed, while the stream went on or as its end.
+
+    Attributes:
+        sink: What it calls itself.
+        chunk: Index of the chunk that it was to take; None when it was opened or closed.
+        committed: Frames (items, samples) that a reader of it finds.
+        error: Type and text of what it raised.
+    """
+
+    sink: str
+    chunk: int | None
+    committed: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class StreamStats:
     """A stream so far.
 
@@ -39,6 +56,7 @@ class StreamStats:
         first_chunk: Seconds from start until the first chunk could be had; None before.
         total: Seconds from start until now, or until the end.
         opening: Seconds of these before the stages ran: weights, sinks, the first latents.
+        failures: Sinks that failed, the first first.
     """
 
     stages: tuple[StageTimes, ...] = ()
@@ -47,6 +65,7 @@ class StreamStats:
     first_chunk: float | None = None
     total: float = 0.0
     opening: float = 0.0
+    failures: tuple[SinkFailure, ...] = ()
 
     @property
     def bottleneck(self) -> str:

@@ -6,20 +6,23 @@ import asyncio
 import contextlib
 import traceback
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 import anyio
 
+from ._bands import Joiner
 from ._chunks import Array, Frame, StreamInfo
 from ._collect import Collector
 from ._errors import ClosedError, SinkTimeout, UsageError
-from ._options import Mode, Options, Progress, SinkLike, device_of, sinks_of
+from ._identified import Identification
+from ._options import Mode, Options, Progress, SinkLike, device_of, resumed, sinks_of
 from ._pixels import Output
 from ._recipe import Transform
 from ._stats import StreamStats
 from ._supervisor import Chunk, Supervisor
+from ._tee import OnSinkError
 from .abc import Backend
 from .backends import mark, mark_weights
 from .latents import LatentsLike, open_latents
@@ -49,6 +52,9 @@ def stream_decode(
     progress: Progress = False,
     timeout: float | None = None,
     sink_timeout: float = 10.0,
+    write_timeout: float | None = None,
+    on_sink_error: OnSinkError = "stop",
+    resume: bool = False,
     nonfinite: NonFinite = "raise",
     call: Mapping[str, object] | None = None,
     backend: Backend | None = None,
@@ -64,7 +70,8 @@ def stream_decode(
             such tensors along time (image: along the batch). Floating; cast to the weights' dtype.
         source: A diffusers autoencoder (also compiled, offloaded or hooked), a diffusers pipeline
             (then latents are what its ``output_type="latent"`` returned), a path or hub id, a
-            `Codec`, or None for the embedded VAE.
+            `Codec`, an autoencoder of mel spectrograms and its vocoder as a pair, or None for the
+            embedded VAE.
         sinks: One path or sink, or several; each accepts every frame before you see it.
         fps: Frames a second, for ``Frame.time`` and for sinks that need it.
         normalized: For a bare autoencoder: the latents are in the diffusion model's space.
@@ -74,16 +81,28 @@ def stream_decode(
         output: ``"uint8"`` RGB by diffusers' PIL rule, ``"float32"`` (the decoder's values, pixels
             in [-1, 1]), or ``"device"`` (tensors in the weights' dtype, nothing is downloaded).
         transform: Called on the device with each chunk's float pixels in [-1, 1], channels
-            first; may change height, width and channels.
+            first, pictures whole; may change height, width and channels.
         device: Where weights loaded here go. The user's own weights are never moved.
         queue_size: Chunks that fit between two stages.
         progress: True for a tqdm bar, a bar, or a callable of (frames done, frames in all).
         timeout: Seconds to wait at most for the device, each time.
         sink_timeout: Seconds a sink may take to end when the stream stops early.
+        write_timeout: Seconds a sink may take to open, to accept a chunk, to complete; one that
+            takes longer has failed. None: as long as it likes.
+        on_sink_error: ``"stop"``: a sink's error ends the stream. ``"continue"``: that sink is
+            aborted, the others and the frames go on, and the first such error is raised at the end,
+            when all frames have come and the other sinks are complete; ``stats.failures`` has them.
+        resume: Go on with what an interrupted stream left under ``.partial``. It is decoded again
+            from the beginning, compared with what is there, and written from where that ends. The
+            manifest beside it must be of the same weights, latents and options.
         nonfinite: What to do about NaN and infinity: ``"raise"`` or ``"warn"``.
         call: Keyword arguments that decoding depends on: of the pipeline's call (``height`` and
             ``width`` where its latents are packed, ``decode_timestep``, ``generator``, ...), or of
             a bare autoencoder's ``decode`` (``temb``, ``num_frames``).
+            A ``generator`` is read as it stands when the first chunk is decoded. When the stream
+            has drawn from it for the last time, it stands where ``decode`` would have left it, so
+            that streams one after another get the noise of calls one after another (unless somebody
+            else drew from it meanwhile: then it is left alone).
         backend: The device's backend; None for the real one. For tests.
 
     Raises:
@@ -91,7 +110,7 @@ def stream_decode(
         LatentsError: ``latents`` is nothing that holds latents.
     """
     options = Options(
-        sinks=sinks_of(sinks),
+        sinks=resumed(sinks_of(sinks)) if resume else sinks_of(sinks),
         fps=fps,
         normalized=normalized,
         mode=mode,
@@ -103,13 +122,16 @@ def stream_decode(
         progress=progress,
         timeout=timeout,
         sink_timeout=sink_timeout,
+        write_timeout=write_timeout,
+        on_sink_error=on_sink_error,
         nonfinite=nonfinite,
         call=call or {},
         backend=backend,
     )
     opened = open_latents(latents, mark=mark if backend is None else backend.mark)
     weights = mark_weights(source)
-    return FrameStream(lambda: Supervisor(opened, source, options, weights))
+    identified = Identification(latents, source, options, weights)
+    return FrameStream(lambda: Supervisor(opened, source, options, weights, identified))
 
 
 class FrameStream:
@@ -124,8 +146,10 @@ class FrameStream:
     def __init__(self, supervise: Callable[[], Supervisor]) -> None:
         self._supervise = supervise
         self._run: _Run | None = None
+        self._unwatched = False
         self._dropped: weakref.finalize[[], FrameStream]  # made with _run
         self._iterated = False
+        self._joiner = Joiner(bands=True)
         self._closed = False
 
     @property
@@ -158,27 +182,39 @@ class FrameStream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
-            await self.aclose()
-        except SinkTimeout as timeout:
-            if error is None:
-                raise
-            # Whatever ends the block goes on, a cancellation above all.
-            if str(timeout) not in getattr(error, "__notes__", ()):
-                error.add_note(str(timeout))
+        await left(self.aclose(), error)
 
     def __aiter__(self) -> AsyncIterator[Frame]:
-        self._claim()
+        self._claim(bands=False)
         return _Iteration(self, lambda chunk: chunk.frames(self.info.rate))
 
-    def chunks(self) -> AsyncIterator[Chunk]:
-        """Iterate over whole chunks: `HostChunk`, or `DeviceFrames` for ``output="device"``."""
-        self._claim()
+    def chunks(self, *, bands: bool = True) -> AsyncIterator[Chunk]:
+        """Iterate over whole chunks: `HostChunk`, or `DeviceFrames` for ``output="device"``.
+
+        Args:
+            bands: Whether a picture that is decoded in bands of rows (``info.bands`` of them:
+                autoencoders with ``enable_tiling()``) comes as these, each as soon as it is there;
+                ``chunk.band`` tells its rows. Otherwise they are put together first. They are,
+                too, where a sink takes nothing but whole pictures (``info.bands`` is 1 then).
+        """
+        self._claim(bands=bands)
         return _Iteration(self, lambda chunk: iter((chunk,)))
 
     async def finish(self) -> StreamStats:
-        """Run a fresh stream to its end, for the sinks' sake, and return its stats."""
-        async for chunk in self.chunks():
+        """Run a fresh stream to its end, for the sinks' sake, and return its stats.
+
+        On a CUDA device video goes over the bus as planes of 4:2:0, half the bytes, if all sinks
+        take these (``info.pixel_format``), unless the stream was entered before this call: then
+        it cannot know yet that nobody will look at the frames.
+
+        Raises:
+            Exception: What ended it; where ``on_sink_error="continue"``, also the first error of a
+                sink, once the others are complete, or as soon as none is left.
+        """
+        chunks = self.chunks()
+        self._unwatch()
+        self._start().supervisor.tee.alone = True
+        async for chunk in chunks:
             del chunk
         return self.stats
 
@@ -203,10 +239,9 @@ class FrameStream:
         Raises:
             SinkTimeout: A sink did not end within ``sink_timeout``; its thread ends by itself.
         """
-        self._closed = True
+        self._halt()
         if self._run is None:
             return
-        self._run.task.cancel()
         with anyio.CancelScope(shield=True):
             await asyncio.wait([self._run.task])
         self._over(self._run)
@@ -216,10 +251,21 @@ class FrameStream:
         if stuck:
             raise stuck[0]
 
-    def _claim(self) -> None:
+    def _unwatch(self) -> None:
+        """Let only the sinks get the frames, in what format suits them; without effect later on."""
+        self._unwatched = True
+
+    def _halt(self) -> None:
+        """Be closed, and stop without waiting for it."""
+        self._closed = True
+        if self._run is not None:
+            self._run.task.cancel()
+
+    def _claim(self, *, bands: bool) -> None:
         if self._iterated:
             raise ClosedError("expected a fresh stream, got one that was iterated before")
         self._iterated = True
+        self._joiner = Joiner(bands=bands)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -230,6 +276,7 @@ class FrameStream:
         if self._run is None:
             loop = _running_loop()
             supervisor = self._supervise()
+            supervisor.unwatched = self._unwatched
             task = loop.create_task(supervisor.run(), name="streamvae")
             task.add_done_callback(supervisor.task_done)
             self._run = _Run(supervisor, task)
@@ -258,15 +305,19 @@ class FrameStream:
             await run.supervisor.opened.wait()
             if run.supervisor.outlet is not None:
                 with contextlib.suppress(anyio.EndOfStream, anyio.ClosedResourceError):
-                    return await run.supervisor.outlet.receive()
+                    while True:
+                        part = await run.supervisor.outlet.receive()
+                        chunk = await self._joiner.add(part)
+                        del part
+                        if chunk is not None:
+                            return chunk
             await self._end(run)
         except BaseException as error:
             # A chunk handed over just as the wait is broken off is lost, and nobody would notice:
             # so a broken step is the last one, as it is in an async generator. Nor may that chunk
             # live on in the traceback, which a cancelled task keeps.
             traceback.clear_frames(error.__traceback__)
-            self._closed = True
-            run.task.cancel()
+            self._halt()
             raise
         raise StopAsyncIteration
 
@@ -282,8 +333,25 @@ class FrameStream:
     def _over(self, run: _Run) -> None:
         """Let go of what the task, which has ended, has left."""
         run.supervisor.pipeline.close()
+        self._joiner.close()
         # It would keep the task, so its error, so that one's traceback, so this stream alive.
         self._dropped.detach()
+
+
+async def left(closing: Awaitable[None], error: BaseException | None) -> None:
+    """Leave a block that ``error`` has ended, or nothing: a sink that is stuck does not hide it.
+
+    Raises:
+        SinkTimeout: A sink did not end in time, and nothing else went wrong.
+    """
+    try:
+        await closing
+    except SinkTimeout as timeout:
+        if error is None:
+            raise
+        # Whatever ends the block goes on, a cancellation above all.
+        if str(timeout) not in getattr(error, "__notes__", ()):
+            error.add_note(str(timeout))
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from functools import partial
@@ -14,24 +13,23 @@ import torch
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from . import stages
+from ._about import described, noted, planar, shaped
 from ._chunks import DeviceFrames, HostChunk, LatentChunk, StreamInfo
-from ._errors import FrameCountError, SinkTimeout
+from ._errors import FrameCountError
 from ._events import Event
+from ._identified import Identification
 from ._options import Options
 from ._pipeline import Pipeline
-from ._plan import Plan
 from ._progress import Reporter
 from ._recipe import Preparation, Recipe
-from ._rehearsal import planned
 from ._source import resolve
 from ._stats import Book, StreamStats
+from ._tee import Tee
 from ._threads import Worker, outcome
-from .abc import Backend, ChunkPlan, Codec, Sink
+from .abc import Backend, ChunkPlan, Codec
 from .backends import for_device
-from .codecs import ModuleCodec
+from .fast import EAGER, fastest
 from .latents import LatentSource, TensorSource, cut, gathered, viewed, whole
-
-logger = logging.getLogger("streamvae")
 
 Chunk = HostChunk | DeviceFrames
 
@@ -53,6 +51,8 @@ class Supervisor:
         loaded: Set when weights are loaded and ``info`` is there, or the task has ended.
         opened: Set when the sinks are open and stages run, or the task has ended.
         stuck: Sinks that did not end in time.
+        tee: The sinks.
+        unwatched: Whether nobody but the sinks gets the frames.
     """
 
     def __init__(
@@ -61,12 +61,19 @@ class Supervisor:
         source: object,
         options: Options,
         weights: tuple[Event, ...] = (),
+        identification: Identification | None = None,
     ) -> None:
         self._latents = latents
         self._weights = weights
         self._source = source
         self._options = options
-        self._opened_sinks: list[Sink] = []
+        self._identification = identification
+        self.tee = Tee(
+            options.sinks,
+            on_error=options.on_sink_error,
+            write_timeout=options.write_timeout,
+            abort_timeout=options.sink_timeout,
+        )
         self._reporter = Reporter(options.progress)
         self._clock = asyncio.get_running_loop().time
         self.pipeline = Pipeline(options.queue_size, self._clock)
@@ -75,8 +82,10 @@ class Supervisor:
         self.outlet: MemoryObjectReceiveStream[Chunk] | None = None
         self.loaded = asyncio.Event()
         self.opened = asyncio.Event()
-        self.stuck: list[SinkTimeout] = []
+        self.stuck = self.tee.stuck
+        self.unwatched = False
         self._notes: tuple[str, ...] = ()
+        self._step = EAGER
 
     @property
     def sized(self) -> bool:
@@ -85,7 +94,7 @@ class Supervisor:
 
     def stats(self) -> StreamStats:
         """What each stage did so far."""
-        return self.book.snapshot(self._clock())
+        return replace(self.book.snapshot(self._clock()), failures=self.tee.failures)
 
     def task_done(self, task: asyncio.Task[None]) -> None:
         """Wake whoever waits, also when the task was cancelled before its first step."""
@@ -109,14 +118,11 @@ class Supervisor:
                 self.opened.set()
                 await self.pipeline.run()
                 self._check_count(recipe)
-            await self._close_sinks()
+            await self.tee.close()
         except BaseException as error:
-            await self._abort_sinks()
-            for timeout in self.stuck:
-                error.add_note(str(timeout))
-            for sink in self._opened_sinks:
-                if sink.committed:
-                    error.add_note(f"Sink {sink.name} keeps the {sink.committed} before it.")
+            await self.tee.abort()
+            for note in self.tee.notes(error):
+                error.add_note(note)
             raise
         finally:
             self.book.ended = self._clock()
@@ -136,23 +142,37 @@ class Supervisor:
                 self._latents = await gathered(self._latents, codec)
                 self._notes = (_GATHERED.format(codec.family),)
             plan = self._cut(codec)
-            self.info = self._describe(codec, plan, device)
+            self.info = described(
+                codec,
+                plan,
+                self._options,
+                step=self._step,
+                device=device,
+                latents_shape=self._latents.shape,
+            )
             backend = self._options.backend or for_device(device)
             self.loaded.set()
             latents, everything = await self._known(codec)
             async with contextlib.aclosing(cut(latents, plan, codec)) as chunks:
                 del latents
                 first = await anext(chunks)
-                self.info = _shaped(self.info, codec, first, self._options, preparation.picture)
-                self._noted(codec, first)
-                await self._open_sinks(self.info)
+                self.info = shaped(self.info, codec, first, self._options, preparation)
+                self.info = noted(self.info, codec, first, self._notes)
+                planes = self.unwatched and planar(self.info, self._options.sinks, backend)
+                if planes:
+                    self.info = replace(self.info, pixel_format="yuv420p")
+                if self._identification is not None:
+                    await self._identification.begin(codec, self.info)
+                await self.tee.open(self.info)
                 recipe = Recipe(
                     codec,
                     codec.decoder(),
                     self._options.output,
                     preparation,
                     self._options.transform,
-                    everything,
+                    everything=everything,
+                    mode=self._options.mode,
+                    planes=planes,
                     place=place,
                 )
                 del everything
@@ -165,20 +185,15 @@ class Supervisor:
                         yield source, recipe, backend
                 finally:
                     # Submitted before anything is awaited: no cancel can keep it from happening.
-                    closing = backend.run(recipe.decoder.close)
+                    closing = backend.run(recipe.close)
                     with anyio.move_on_after(self._options.timeout):
                         await outcome(closing, keep=True)
         finally:
-            await self._latents.aclose()
-
-    def _noted(self, codec: Codec, first: LatentChunk) -> None:
-        """Put what the user should know into ``info``, and into the log."""
-        info = self.info
-        assert info is not None  # noqa: S101  # described before the first chunk
-        shape = info.latents_shape or tuple(first.pieces[0].shape)
-        self.info = replace(info, notes=(*self._notes, *codec.notes(shape)))
-        for note in self.info.notes:
-            logger.warning("%s", note)
+            try:
+                if self._identification is not None:
+                    await self._identification.aclose()
+            finally:
+                await self._latents.aclose()
 
     async def _known(self, codec: Codec) -> tuple[LatentSource, torch.Tensor | None]:
         """Where to read latents from; all of them, if they are known and the codec wants them."""
@@ -203,38 +218,15 @@ class Supervisor:
                 device=options.device,
                 call=options.call,
             )
-            return codec, preparation, (codec.device, codec.dtype)
+            place = (codec.device, codec.dtype)
+            if options.mode == "fast":
+                codec, self._step = fastest(codec, place[0])
+            return codec, preparation, place
 
         worker = Worker("streamvae load")
         future = worker.submit(load)
         worker.close()
         return await outcome(future)
-
-    def _describe(self, codec: Codec, plan: ChunkPlan, device: torch.device) -> StreamInfo:
-        return StreamInfo(
-            family=codec.family,
-            kind=codec.kind,
-            output="float32"
-            if codec.kind == "sound" and self._options.output == "uint8"
-            else self._options.output,
-            mode=self._options.mode,
-            step="eager",
-            device=str(device),
-            latents_shape=self._latents.shape,
-            latents_per_chunk=plan.rest,
-            fps=self._options.fps,
-            sample_rate=codec.sample_rate,
-            exactness=codec.exactness,
-        )
-
-    async def _open_sinks(self, info: StreamInfo) -> None:
-        for sink in self._options.sinks:
-            self._opened_sinks.append(sink)
-            try:
-                await sink.open(info)
-            except Exception as error:
-                error.add_note(f"While sink {sink.name} was opened; nothing was decoded.")
-                raise
 
     def _connect(
         self, chunks: AsyncIterator[LatentChunk], recipe: Recipe, backend: Backend
@@ -261,13 +253,14 @@ class Supervisor:
                 timeout=options.timeout,
             )
             on_host = connect("download", download, on_device)
-            persist = partial(stages.persist, sinks=options.sinks)
+            persist = partial(stages.persist, tee=self.tee)
             self.outlet = connect("persist", persist, on_host, self._passed)
         self.book.stages = self.pipeline.times
 
     def _passed(self, chunk: Chunk) -> None:
         self.book.passed(len(chunk), self._clock())
-        self._reporter.advance(len(chunk), self.info)
+        if len(chunk):  # but for bands of a picture that is not complete
+            self._reporter.advance(len(chunk), self.info)
 
     def _check_count(self, recipe: Recipe) -> None:
         expected = recipe.codec.frames(recipe.latents)
@@ -276,68 +269,6 @@ class Supervisor:
                 f"expected {expected} frames from {recipe.latents} latents of "
                 f"{recipe.codec.family}, got {self.book.frames}"
             )
-
-    async def _close_sinks(self) -> None:
-        for sink in self._opened_sinks:
-            try:
-                await sink.close()
-            except Exception as error:
-                error.add_note(f"While sink {sink.name} was closed; it has every frame.")
-                raise
-
-    async def _abort_sinks(self) -> None:
-        """Have every opened sink keep what it accepted, each within the time it is given."""
-        seconds = self._options.sink_timeout
-
-        async def abort(sink: Sink) -> None:
-            try:
-                with anyio.move_on_after(seconds, shield=True) as scope:
-                    await sink.abort()
-            except Exception:
-                logger.exception("sink %s failed while it was aborted", sink.name)
-            if scope.cancelled_caught:
-                self.stuck.append(SinkTimeout(sink.name, seconds))
-
-        with anyio.CancelScope(shield=True):
-            async with anyio.create_task_group() as group:
-                for sink in self._opened_sinks:
-                    group.start_soon(abort, sink)
-
-
-def _shaped(
-    info: StreamInfo,
-    codec: Codec,
-    first: LatentChunk,
-    options: Options,
-    finished: tuple[int, int] | None,
-) -> StreamInfo:
-    """``info`` with what the first latents tell; ``finished`` is a size that a pipeline gives."""
-    shape = tuple(first.pieces[0].shape)
-    picture = None if options.transform is not None else finished or codec.picture(shape)
-    known = info.latents_shape
-    return replace(
-        info,
-        batch=None if codec.kind == "image" else (1 if codec.axis == 0 else shape[0]),
-        frames=None if known is None else codec.frames(known[codec.axis]),
-        height=None if picture is None else picture[0],
-        width=None if picture is None else picture[1],
-        plan=None if known is None else _planned(info, codec, known, options),
-    )
-
-
-def _planned(info: StreamInfo, codec: Codec, shape: tuple[int, ...], options: Options) -> Plan:
-    """The plan of a stream. It keeps no weights, since ``info`` may be kept."""
-    return planned(
-        codec,
-        shape,
-        options.latents_per_chunk,
-        options.mode,
-        output=options.output,
-        queue_size=options.queue_size,
-        device=info.device,
-        again=codec.renewal() if isinstance(codec, ModuleCodec) else lambda: codec,
-        alone=options.transform is None,
-    )
 
 
 async def _chain(

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, TypeVar, Unpack
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from ._av import AVOptions, stream_decode_av
 from ._chunks import Array, Frame
 from ._errors import UsageError
+from ._merged import AVStats, AVStream
 from ._options import SinkLike, StreamOptions, sinks_of
 from ._stats import StreamStats
 from ._stream import FrameStream, stream_decode
@@ -44,6 +46,7 @@ def save(
         Exception: As `stream_decode`; what was accepted before it stays readable as ``.partial``.
     """
     stream = stream_decode(latents, source, sinks=_somewhere(sinks), **options)
+    stream._unwatch()
     with _running(stream) as portal:
         return portal.call(stream.finish)
 
@@ -55,7 +58,9 @@ async def asave(
     **options: Unpack[StreamOptions],
 ) -> StreamStats:
     """As `save`, on the loop that is running."""
-    async with stream_decode(latents, source, sinks=_somewhere(sinks), **options) as stream:
+    stream = stream_decode(latents, source, sinks=_somewhere(sinks), **options)
+    stream._unwatch()
+    async with stream:
         return await stream.finish()
 
 
@@ -87,16 +92,76 @@ def collect(
         return portal.call(stream.collect)
 
 
+def save_av(
+    video_latents: LatentsLike,
+    audio_latents: LatentsLike,
+    source: object,
+    **options: Unpack[AVOptions],
+) -> AVStats:
+    """Decode a video and its sound into files, and return what each stage of both did.
+
+    ``save_av(video, audio, pipe, sinks="clip.mp4", fps=24.0)`` makes one file of both.
+
+    Args:
+        video_latents: See `stream_decode_av`.
+        audio_latents: See `stream_decode_av`.
+        source: See `stream_decode_av`.
+        **options: Every other option of `stream_decode_av`: at least one of ``sinks``,
+            ``video_sinks`` and ``audio_sinks``.
+
+    Raises:
+        UsageError: There is nowhere to save to.
+        Exception: As `stream_decode_av`; what was accepted before it stays readable as
+            ``.partial``.
+    """
+    if all(options.get(one, ()) == () for one in ("sinks", "video_sinks", "audio_sinks")):
+        raise UsageError("expected at least one path or sink to save to, got none")
+    stream = stream_decode_av(video_latents, audio_latents, source, **options)
+    stream._unwatch()
+    with _running(stream) as portal:
+        return portal.call(stream.finish)
+
+
+def iter_decode_av(
+    video_latents: LatentsLike,
+    audio_latents: LatentsLike,
+    source: object,
+    **options: Unpack[AVOptions],
+) -> Generator[Frame, None, None]:
+    """As `iter_decode`, over pictures and blocks of sound. Options as for `stream_decode_av`."""
+    return _both(stream_decode_av(video_latents, audio_latents, source, **options))
+
+
+def collect_av(
+    video_latents: LatentsLike,
+    audio_latents: LatentsLike,
+    source: object,
+    **options: Unpack[AVOptions],
+) -> tuple[Array | torch.Tensor, Array | torch.Tensor]:
+    """Decode into two arrays, video (B, T, H, W, C) and sound (B, S, C)."""
+    stream = stream_decode_av(video_latents, audio_latents, source, **options)
+    with _running(stream) as portal:
+        return portal.call(stream.collect)
+
+
 def _frames(stream: FrameStream) -> Generator[Frame, None, None]:
     with _running(stream) as portal:
-        chunks = stream.chunks()
+        chunks = stream.chunks(bands=False)
         while (chunk := portal.call(_next, chunks)) is not None:
             yield from chunk.frames(stream.info.rate)
             del chunk
 
 
+def _both(stream: AVStream) -> Generator[Frame, None, None]:
+    with _running(stream) as portal:
+        frames = aiter(stream)
+        while (frame := portal.call(_next, frames)) is not None:
+            yield frame
+            del frame
+
+
 @contextlib.contextmanager
-def _running(stream: FrameStream) -> Iterator[BlockingPortal]:
+def _running(stream: FrameStream | AVStream) -> Iterator[BlockingPortal]:
     """``stream`` entered on a loop of its own, in a thread of its own, and left again."""
     with start_blocking_portal("asyncio") as portal, portal.wrap_async_context_manager(stream):
         yield portal

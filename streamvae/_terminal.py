@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import typer
 
+from ._av import stream_decode_av
 from ._chunks import StreamInfo
 from ._errors import (
     DeviceError,
@@ -23,12 +24,14 @@ from ._errors import (
     UnknownSourceError,
     UsageError,
 )
+from ._merged import AVInfo, AVStats, AVStream
 from ._options import Mode, StreamOptions
 from ._stats import StreamStats
 from ._stream import FrameStream, stream_decode
+from .abc import Sink
 from .latents import LatentsLike
 from .report import Verdict, Verification, verify
-from .sinks import FileSink
+from .sinks import VideoFile
 
 if TYPE_CHECKING:
     import torch
@@ -47,9 +50,9 @@ UNITS = {"video": "frames", "image": "pictures", "sound": "samples"}
 def run_stream(
     latents: LatentsLike,
     source: object,
-    sinks: Sequence[FileSink],
+    sinks: Sequence[Sink],
     label: str,
-    scratch: Sequence[FileSink] = (),
+    scratch: Sequence[Sink] = (),
     **options: Unpack[StreamOptions],
 ) -> tuple[StreamInfo, StreamStats]:
     """Run a stream to its end, with a bar where standard error is a terminal.
@@ -59,7 +62,7 @@ def run_stream(
     Args:
         latents: See `stream_decode`.
         source: See `stream_decode`.
-        sinks: Files to keep it in.
+        sinks: What to keep it in.
         label: Stands before the bar.
         scratch: Files that nobody is told of, for they are soon gone.
         **options: Every other option of `stream_decode`.
@@ -74,7 +77,41 @@ def run_stream(
         try:
             return asyncio.run(_finish(stream))
         except BaseException as error:
-            _note_kept(error, sinks, stream)
+            if any(sink.committed for sink in sinks):
+                _note_kept(error, sinks, UNITS[stream.info.kind])
+            raise
+
+
+def run_stream_av(
+    latents: tuple[LatentsLike, LatentsLike],
+    source: tuple[object, object],
+    sinks: tuple[Sequence[VideoFile], Sequence[Sink], Sequence[Sink]],
+    label: str,
+    **options: Unpack[StreamOptions],
+) -> tuple[AVInfo, AVStats]:
+    """As `run_stream`, for a video and its sound.
+
+    Args:
+        latents: Of the video and of the sound.
+        source: What decodes them: see `stream_decode_av`.
+        sinks: Files of both, of the video, and of the sound.
+        label: Stands before the bar.
+        **options: Every other option of `stream_decode_av`.
+
+    Raises:
+        KeyboardInterrupt: As in `run_stream`.
+    """
+    both, video, audio = sinks
+    with bar(label) as progress:
+        options["progress"] = progress
+        stream = stream_decode_av(
+            *latents, source, sinks=both, video_sinks=video, audio_sinks=audio, **options
+        )
+        try:
+            return asyncio.run(_finish_both(stream))
+        except BaseException as error:
+            _note_kept(error, (*both, *video), "frames")
+            _note_kept(error, audio, "samples")
             raise
 
 
@@ -116,17 +153,25 @@ def run_verify(
 
 
 async def _finish(stream: FrameStream) -> tuple[StreamInfo, StreamStats]:
+    stream._unwatch()
     async with stream:
         stats = await stream.finish()
         return stream.info, stats
 
 
-def _note_kept(error: BaseException, sinks: Sequence[FileSink], stream: FrameStream) -> None:
+async def _finish_both(stream: AVStream) -> tuple[AVInfo, AVStats]:
+    async with stream:
+        stats = await stream.finish()
+        return stream.info, stats
+
+
+def _note_kept(error: BaseException, sinks: Sequence[Sink], unit: str) -> None:
     said = " ".join(getattr(error, "__notes__", ()))
     for sink in sinks:
-        if sink.committed and sink.partial.exists() and str(sink.partial) not in said:
-            unit = UNITS[stream.info.kind]
-            error.add_note(f"{sink.committed} {unit} kept in {sink.partial}")
+        place = getattr(sink, "partial", None)  # of those that are one file
+        there = place is not None and place.exists() and str(place) not in said
+        if sink.committed and there:
+            error.add_note(f"{sink.committed} {unit} kept in {place}")
 
 
 @contextlib.contextmanager
@@ -150,21 +195,32 @@ def report(error: BaseException) -> int:
     Args:
         error: What came out of a command. Of click's own errors only the message is used.
     """
-    notes = "; ".join(note.rstrip(".") for note in getattr(error, "__notes__", ()))
     if isinstance(error, KeyboardInterrupt):
+        notes = _notes(error)
         typer.echo(f"aborted: {notes}" if notes else "aborted", err=True)
         return ABORTED
+    typer.echo(f"error: {described(error)}", err=True)
+    if getattr(error, "format_message", None) is not None:
+        return USAGE
+    wrong = isinstance(error, _ASKED) and not isinstance(error, NonFiniteError)
+    return USAGE if wrong else FAILED
+
+
+def described(error: BaseException) -> str:
+    """What went wrong, in one line."""
     format_message = getattr(error, "format_message", None)
     if format_message is not None:
-        message, code = format_message(), USAGE
+        message = format_message()
     elif isinstance(error, StreamVAEError):
-        wrong = isinstance(error, _ASKED) and not isinstance(error, NonFiniteError)
-        message, code = str(error), USAGE if wrong else FAILED
+        message = str(error)
     else:
-        message, code = f"{type(error).__name__}: {error}", FAILED
-    line = " ".join(message.split())
-    typer.echo(f"error: {line}" + (f" ({notes})" if notes else ""), err=True)
-    return code
+        message = f"{type(error).__name__}: {error}"
+    notes = _notes(error)
+    return " ".join(message.split()) + (f" ({notes})" if notes else "")
+
+
+def _notes(error: BaseException) -> str:
+    return "; ".join(note.rstrip(".") for note in getattr(error, "__notes__", ()))
 
 
 def show_traceback(error: BaseException) -> None:

@@ -166,4 +166,13 @@ async def outcome(future: Future[T], *, keep: bool = False) -> T:
     has begun always runs to its end on its thread.
     """
     waiting = asyncio.wrap_future(future)
-    return await (asyncio.shield(waiting) if keep else waiting)
+    if not keep:
+        return await waiting
+    waiting.add_done_callback(_seen)
+    return await asyncio.shield(waiting)
+
+
+def _seen(future: asyncio.Future[T]) -> None:
+    """Let what nobody waits for any more raise without asyncio complaining of it."""
+    if not future.cancelled():
+        future.exception()

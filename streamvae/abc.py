@@ -14,6 +14,7 @@ import torch
 
 from ._chunks import Array, HostChunk, StreamInfo
 from ._events import Event
+from ._identity import Identity
 from ._pixels import Kind
 from ._turns import Ticket
 
@@ -27,10 +28,12 @@ class Rendered:
     Attributes:
         pixels: As `streamvae._pixels.render` gives them, contiguous.
         finite: Two bools on the device: latents finite, pixels finite.
+        picture: Height and width, where ``pixels`` holds the planes of 4:2:0 (see `HostChunk`).
     """
 
     pixels: torch.Tensor
     finite: torch.Tensor
+    picture: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class Downloaded:
     pixels: Array
     latents_finite: bool
     pixels_finite: bool
+    picture: tuple[int, int] | None = None
 
 
 class Copy(Protocol):
@@ -56,6 +60,9 @@ class Backend(Protocol):
 
     It owns the streams, the threads and all memory in flight: nothing here becomes unsafe when a
     caller stops waiting, at whatever moment.
+
+    One that makes planes of 4:2:0 from pixels faster than the host does says so by an attribute,
+    ``makes_planes = True``.
     """
 
     @property
@@ -273,8 +280,44 @@ class Codec(Protocol):
         ...
 
 
+@runtime_checkable
+class Banded(Protocol):
+    """What a `Codec` of pictures may be besides: one that gives a picture in bands of rows.
+
+    Asked for chunks of one item only. Pictures that somebody transforms are decoded whole.
+    """
+
+    def bands(self, shape: tuple[int, ...], mode: str) -> tuple[range, ...]:
+        """Rows of each band, top to bottom, of the picture that latents of ``shape`` give.
+
+        Cheap: called on the loop. Empty where the picture comes in one piece.
+
+        Args:
+            shape: Of the latents of one item.
+            mode: ``"exact"`` or ``"fast"``.
+        """
+        ...
+
+    def in_bands(self, latents: torch.Tensor, mode: str) -> Iterator[torch.Tensor]:
+        """Decode latents to these bands, (1, C, rows, W) each, in place of ``Decoder.decode``.
+
+        Every step runs on the launch thread. What it keeps from one to the next it lets go of at
+        its end, or when it is collected.
+        """
+        ...
+
+
 class Sink(Protocol):
-    """Where frames are kept. Lossless: a slow sink slows the stream. Calls never overlap."""
+    """Where frames are kept. Lossless: a slow sink slows the stream. Calls never overlap.
+
+    One that takes bands of pictures (`HostChunk.band`) says so by an attribute,
+    ``takes_bands = True``. Where there is any other, all sinks get whole pictures.
+
+    One that takes video as planes (`HostChunk.picture`), besides pixels, says so by an attribute
+    too, ``takes = ("yuv420p", "rgb24", ...)``: formats of `HostChunk.format`. Where all do, nobody
+    else looks at the frames and the device is good at it (``Backend.makes_planes``), planes are
+    what they get, of uint8 RGB or grey.
+    """
 
     @property
     def name(self) -> str:
@@ -300,4 +343,38 @@ class Sink(Protocol):
 
     async def abort(self) -> None:
         """Stop early: keep what was accepted, readable, as ``.partial``. Works in any state."""
+        ...
+
+
+@runtime_checkable
+class Resumable(Sink, Protocol):
+    """What a `Sink` may be besides: one that goes on with what an interrupted stream has left.
+
+    It keeps the stream's identity beside that, to know it again.
+    """
+
+    async def identify(self, identity: Identity) -> None:
+        """Learn what the stream is.
+
+        Called before the sink is opened, and again when the hashes are there, which may be at any
+        moment until it is closed, also while another call is under way.
+        """
+        ...
+
+    async def resume(self, info: StreamInfo) -> int:
+        """`open`, but keep what is there, and give the number of its frames (items, samples).
+
+        Raises:
+            UsageError: It is of another stream, or nobody knows of which. It is as it was.
+        """
+        ...
+
+    async def recheck(self, chunk: HostChunk) -> bool:
+        """Compare a chunk, all of which is there, with what is there; in order, before any `write`.
+
+        False: it is another, and was given up with all that comes after, so `write` gets it next.
+
+        Raises:
+            LatentsError: It is another, and nobody knows that the latents are those of before.
+        """
         ...

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 import anyio
 import torch
 
+from ._bands import Joiner
 from ._chunks import DeviceChunk, DeviceFrames, HostChunk, LatentChunk
 from ._errors import NonFiniteError, StageTimeout
 from ._events import Event, wait
 from ._pixels import Kind
 from ._recipe import Recipe
+from ._tee import Tee
 from ._threads import outcome
 from ._turns import Ticket
 from .abc import Backend, Copy, Rendered, Sink
@@ -40,14 +43,18 @@ async def decode(
     """Launch each chunk on the device, at most two ahead of it; never wait for its result."""
     index = 0
     async for chunk in source:
-        work = functools.partial(recipe.decode, chunk.pieces)
         arrived, pieces = chunk.arrived, chunk.pieces
         del chunk
-        launched = await _launch(backend, work, index, timeout, after=arrived, hold=pieces)
-        del work, pieces, arrived
-        yield launched
-        del launched
-        index += 1
+        bands = recipe.bands(pieces)
+        for band in bands or (None,):
+            work = functools.partial(recipe.decode, pieces, band)
+            launched = await _launch(backend, work, index, timeout, after=arrived, hold=pieces)
+            del work
+            if band is None or band.last:
+                pieces, arrived = (), ()
+            yield replace(launched, band=band)
+            del launched
+            index += 1
     for _ in range(recipe.codec.drains(recipe.latents)):
         launched = await _launch(backend, recipe.drain, index, timeout)
         yield launched
@@ -106,7 +113,7 @@ async def download(
     """Copy each chunk to the host as soon as the device has made it."""
     start = 0
     async for chunk in source:
-        index = chunk.index
+        index, band = chunk.index, chunk.band
         copy = await _copy(chunk, backend, timeout)
         del chunk
         if copy is None:
@@ -120,7 +127,7 @@ async def download(
             latents=arrived.latents_finite,
             pixels=arrived.pixels_finite,
         )
-        host = HostChunk(index, start, kind, arrived.pixels)
+        host = HostChunk(index, start, kind, arrived.pixels, band, arrived.picture)
         del arrived
         start += len(host)
         yield host
@@ -144,7 +151,7 @@ async def settle(
     """Leave each chunk on the device and pass it on once the device has made it."""
     start = 0
     async for chunk in source:
-        index = chunk.index
+        index, band = chunk.index, chunk.band
         await wait(chunk.ready, backend.device, stage="settle", chunk=index, timeout=timeout)
         rendered = await outcome(backend.settle(chunk.data))
         del chunk
@@ -152,42 +159,34 @@ async def settle(
             continue
         latents, pixels = rendered.finite.tolist()  # on the host by now
         check_finite(index, nonfinite, latents=latents, pixels=pixels)
-        frames = DeviceFrames(index, start, kind, rendered.pixels)
+        frames = DeviceFrames(index, start, kind, rendered.pixels, band)
         del rendered
         start += len(frames)
         yield frames
         del frames
 
 
-async def persist(
-    source: AsyncIterator[HostChunk], sinks: Sequence[Sink]
-) -> AsyncGenerator[HostChunk, None]:
-    """Have every sink accept each chunk, side by side, before it is passed on."""
-    async for chunk in source:
-        await _accept(chunk, sinks)
-        yield chunk
-        del chunk
+async def persist(source: AsyncIterator[HostChunk], tee: Tee) -> AsyncGenerator[HostChunk, None]:
+    """Have every sink accept each chunk, side by side, before it is passed on.
 
-
-async def _accept(chunk: HostChunk, sinks: Sequence[Sink]) -> None:
-    errors: list[Exception] = []
-    if len(sinks) == 1:
-        await _write(sinks[0], chunk, errors)
-    elif sinks:
-        async with anyio.create_task_group() as group:
-            for sink in sinks:
-                group.start_soon(_write, sink, chunk, errors)
-    if errors:
-        raise errors[0]
-
-
-# Not a closure over the chunk: the frames of a kept traceback would hold it, cleared or not.
-async def _write(sink: Sink, chunk: HostChunk, errors: list[Exception]) -> None:
+    Bands of a picture are joined first, unless all sinks take them.
+    """
+    joiner = Joiner(bands=all(map(takes_bands, tee.sinks)))
     try:
-        await sink.write(chunk)
-    except Exception as error:  # noqa: BLE001  # the other sinks still get this chunk
-        error.add_note(f"While sink {sink.name} took chunk {chunk.index}.")
-        errors.append(error)
+        async for given in source:
+            chunk = await joiner.add(given)
+            del given
+            if chunk is not None:
+                await tee.accept(chunk)
+                yield chunk
+            del chunk
+    finally:
+        joiner.close()
+
+
+def takes_bands(sink: Sink) -> bool:
+    """Whether ``sink`` takes bands of pictures as they come."""
+    return bool(getattr(sink, "takes_bands", False))
 
 
 def check_finite(index: int, nonfinite: NonFinite, *, latents: bool, pixels: bool) -> None:

@@ -63,6 +63,25 @@ def hazard(name: str, test: str, *patches: tuple[str, str, str]) -> Hazard:
 STREAMED = "backends/_streamed.py"
 HAZARDS = (
     hazard(
+        "a row of tiles is not faded into the one above",
+        "codecs/test_bands.py::test_any_tiles",
+        ("codecs/_bands.py", "            if tails:\n", "            if False:\n"),
+    ),
+    hazard(
+        "a picture is given before its last band",
+        "test_bands.py::test_frames_are_pictures",
+        ("_bands.py", "        if not band.last:\n", "        if not band.rows:\n"),
+    ),
+    hazard(
+        "a band is written over the one before",
+        "test_bands.py::test_files_take_bands",
+        (
+            "sinks/_npy.py",
+            "self._end(self._accepted) + self._top_bytes",
+            "self._end(self._accepted)",
+        ),
+    ),
+    hazard(
         "a slot is read before its copy's event",
         "test_stream.py::test_every_frame_comes_in_order",
         (
@@ -142,8 +161,28 @@ HAZARDS = (
         "test_stream.py::test_a_frame_that_is_seen_was_accepted",
         (
             "stages.py",
-            "        await _accept(chunk, sinks)\n        yield chunk\n",
-            "        yield chunk\n        await _accept(chunk, sinks)\n",
+            "                await tee.accept(chunk)\n                yield chunk\n",
+            "                yield chunk\n                await tee.accept(chunk)\n",
+        ),
+    ),
+    hazard(
+        "the error of a sink that was left behind is lost",
+        "test_tee.py::test_the_others_go_on",
+        (
+            "_tee.py",
+            "        if self._failed:\n            raise self._failed[0].error\n",
+            "",
+        ),
+    ),
+    hazard(
+        "a file has its name before its data are synced",
+        "sinks/test_faults.py::test_sync",
+        (
+            "sinks/_partial.py",
+            """        if self.sync != "none":
+            sync_data(self._open_file.fileno())
+""",
+            "",
         ),
     ),
     hazard(
@@ -173,7 +212,17 @@ HAZARDS = (
     hazard(
         "a frame is lost to a step that was broken off",
         "test_stream.py::test_a_broken_step_is_the_last",
-        ("_stream.py", "            self._closed = True\n            run.task.cancel()\n", ""),
+        ("_stream.py", "            self._halt()\n            raise\n", "            raise\n"),
+    ),
+    hazard(
+        "video goes on when its sound has failed, or the other way round",
+        "test_av.py::test_after_an_error_it_is_closed",
+        ("_merged.py", "                self._stream._halt()\n", ""),
+    ),
+    hazard(
+        "pictures come before the sound of their time",
+        "test_av.py::test_sixty_seconds_on_one_clock",
+        ("_merged.py", "min(going, key=_Side.time)", "going[-1]"),
     ),
 )
 

@@ -44,6 +44,7 @@ def test_the_gpu_program_rehearses_anywhere(tmp_path: Path) -> None:
     size = result["sizes"]["32x48"]
     assert size["exact"] is True
     assert {"device alone", "raw, synchronous", "raw, streamvae"} <= set(size["clips"])
+    assert {"mp4, streamvae", "mp4, what people do, veryfast"} <= set(size["clips"])
     assert len(size["clips"]["raw, streamvae"]["samples"]) == 1
     assert size["heartbeat"]["idle loop"]["beats"] > 0
     assert "rehearsal" in printed
@@ -56,6 +57,16 @@ def test_the_cpu_program_runs(tmp_path: Path) -> None:
     result = json.loads(out.read_text())
     assert {"decode alone", "raw, synchronous", "raw, streamvae"} <= set(result["clips"])
     assert result["first frame"]["first frame on the host"]["median"] > 0
+
+
+def test_the_program_for_sinks_runs(tmp_path: Path) -> None:
+    """It measures sinks beside the least that writes the same, and the loop while they encode."""
+    out = tmp_path / "sinks.json"
+    run("sinks_cpu.py", "--quick", "--rounds", "1", "--out", str(out))
+    result = json.loads(out.read_text())
+    assert {"raw, bare", "raw, RawFile", "mp4, bare", "mp4, VideoFile"} <= set(result["clips"])
+    assert result["heartbeat"]["beats"] > 0
+    assert {"raw / bare", "mp4 / bare"} <= set(result["promises"])
 
 
 def test_the_program_for_pictures_rehearses_anywhere(tmp_path: Path) -> None:
@@ -87,6 +98,13 @@ def test_a_process_tells_its_peak() -> None:
     """One way of decoding, in a process of its own, prints the bytes it reached."""
     printed = run("cpu.py", "--quick", "--latents", "2", "--only", "stream")
     assert int(printed.split()[-1]) > 10 * 2**20
+
+
+def test_a_process_tells_its_memory_by_length() -> None:
+    """Clips of two lengths stream in one process, and it prints what it held meanwhile."""
+    told = json.loads(run("cpu.py", "--quick", "--only", "lengths").splitlines()[-1])
+    assert list(told) == ["before", "2 latents", "8 latents"]
+    assert min(told.values()) > 10 * 2**20
 
 
 def test_spans_are_united(trace: ModuleType) -> None:

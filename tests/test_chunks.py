@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from streamvae import DeviceFrames, Frame, HostChunk, StreamInfo
+from streamvae import DeviceFrames, Frame, HostChunk, StreamInfo, UsageError
 
 
 def test_video_frames() -> None:
@@ -18,7 +18,7 @@ def test_video_frames() -> None:
     assert [frame.time for frame in frames[::2]] == [2.0, 2.2, 2.4]
     assert all(np.shares_memory(frame.data, data) for frame in frames)
     assert np.array_equal(frames[3].data, data[1, 1])
-    assert (len(chunk), chunk.format) == (3, "rgb24")
+    assert (len(chunk), chunk.format) == (3, "gray")
     assert next(chunk.frames(None)).time is None
 
 
@@ -29,6 +29,29 @@ def test_images() -> None:
         (4, 4, None), (5, 5, None),
     ]  # fmt: skip
     assert (len(chunk), chunk.format) == (2, "rgbf32")
+
+
+@pytest.mark.parametrize(
+    ("channels", "names"),
+    [
+        (1, ("gray", "grayf32")),
+        (2, ("ya8", "yaf32")),
+        (3, ("rgb24", "rgbf32")),
+        (4, ("rgba", "rgbaf32")),
+    ],
+)
+def test_formats(channels: int, names: tuple[str, str]) -> None:
+    """Pixels are called what ffmpeg calls them, by their channels and dtype."""
+    shape = (1, 1, 2, 2, channels)
+    chunks = (HostChunk(0, 0, "image", np.zeros(shape, kind)) for kind in (np.uint8, np.float32))
+    assert tuple(chunk.format for chunk in chunks) == names
+
+
+def test_no_format() -> None:
+    """What no format has a name for is refused by its number of channels."""
+    chunk = HostChunk(0, 0, "video", np.zeros((1, 1, 2, 2, 7), np.uint8))
+    with pytest.raises(UsageError, match="1 to 4 channels for a format, got 7"):
+        _ = chunk.format
 
 
 def test_sound() -> None:

@@ -1,11 +1,14 @@
 """The pixel conventions, against diffusers' own code."""
 
+import av
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from diffusers.image_processor import VaeImageProcessor
 
-from streamvae._pixels import all_finite, channels_last, quantise, render
+from streamvae._pixels import all_finite, channels_last, quantise, render, yuv420p
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -76,3 +79,64 @@ def test_all_finite(bad: float) -> None:
     """One flag for a tensor, a tensor itself."""
     assert all_finite(torch.zeros(3, dtype=torch.bfloat16)).item() is True
     assert all_finite(torch.tensor([0.0, bad])).item() is False
+
+
+Pictures = npt.NDArray[np.uint8]
+
+
+def _noise(height: int, width: int) -> Pictures:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def _smooth(height: int, width: int) -> Pictures:
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / 9), np.cos(y / 7), np.sin((x + y) / 13)]
+    pictures: Pictures = np.rint(np.stack(waves, -1) * 127 + 128).astype(np.uint8)
+    return pictures
+
+
+def _primaries(height: int, width: int) -> Pictures:
+    """Eight saturated stripes, whose edges lie between two chroma samples and on one."""
+    colours = np.array([[c >> 2 & 1, c >> 1 & 1, c & 1] for c in range(8)], np.uint8) * 255
+    stripes: Pictures = np.repeat(colours[np.arange(width) // 5 % 8][None], height, 0)
+    return stripes
+
+
+def _swscale(picture: Pictures) -> Pictures:
+    """What FFmpeg makes of it, (3 * H / 2, W); sizes are even."""
+    frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(
+        format="yuv420p",
+        dst_colorspace=Colorspace.ITU709,
+        src_color_range=ColorRange.JPEG,
+        dst_color_range=ColorRange.MPEG,
+        interpolation=Interpolation.BILINEAR
+        | Interpolation.ACCURATE_RND
+        | Interpolation.FULL_CHR_H_INP,
+    )
+    planes: Pictures = frame.to_ndarray()
+    return planes
+
+
+@pytest.mark.parametrize("size", [(48, 64), (256, 448), (63, 95), (47, 64), (48, 33), (16, 18)])
+@pytest.mark.parametrize("make", [_noise, _smooth, _primaries])
+def test_planes_are_swscale_s_within_a_level(make, size) -> None:  # type: ignore[no-untyped-def]
+    """Luma and chroma are within one level of FFmpeg's; an odd last row or column is repeated."""
+    picture = make(*size)
+    height, width = size
+    even: Pictures = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
+    made = yuv420p(torch.from_numpy(picture)[None, None])
+    assert made.shape == (1, 1, 3 * even.shape[0] // 2, even.shape[1])
+    assert made.is_contiguous()
+    expected = _swscale(even)
+    assert np.abs(made[0, 0].numpy().astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_planes_of_grey_and_of_several_pictures() -> None:
+    """Grey is shown as RGB would be, and each picture of each clip is on its own."""
+    pictures = torch.from_numpy(np.stack([_noise(8, 6), _smooth(8, 6)] * 3).reshape(2, 3, 8, 6, 3))
+    each = torch.stack([
+        torch.stack([yuv420p(picture[None, None])[0, 0] for picture in clip]) for clip in pictures
+    ])
+    assert torch.equal(yuv420p(pictures), each)
+    grey = pictures[..., :1]
+    assert torch.equal(yuv420p(grey), yuv420p(grey.expand(-1, -1, -1, -1, 3)))

@@ -17,9 +17,10 @@ import torch
 
 import tests.families
 from streamvae import LatentsError, Plan, StreamInfo, UsageError, stream_decode
+from streamvae._plan import Rehearsed
 from streamvae._rehearsal import _Walk, planned
 from streamvae.abc import Codec
-from streamvae.codecs import codec_for
+from streamvae.codecs import ModuleCodec, codec_for
 from streamvae.testing import TagCodec
 from tests import tiny
 from tests.codecs.walk import noise, whole
@@ -42,6 +43,19 @@ LONG = ("wan21", "hunyuan15", "ltx", "hunyuan_video", "svd")
 
 class Measured(_Walk):
     """The same walk over tensors that are there, every chunk of it."""
+
+    def whole(self, chunks: tuple[int, ...]) -> Rehearsed | None:
+        """Walk, counting off the weights whose place others take (the old ``weight_norm``)."""
+        self._enter()
+        self._ledger.live = 0
+        return super().whole(chunks)
+
+    def _enter(self) -> None:
+        assert isinstance(self._codec, ModuleCodec)
+        for part in self._codec.module.modules():
+            for own in vars(part).values():
+                if isinstance(own, torch.Tensor):
+                    self._ledger._enter(own.untyped_storage())
 
     def _period(self, sizes: tuple[int, ...]) -> int:
         return 0
@@ -142,6 +156,22 @@ def test_state_is_what_is_alive() -> None:
         decoder.decode(piece)
         del piece
     assert live() - before == plan.state_bytes
+
+
+@torch.no_grad()
+def test_normalised_weights_are_no_state() -> None:
+    """Weights that the old ``weight_norm`` computes at every call take the last ones' place."""
+    codec = codec_for(tiny.oobleck(strides=(2, 3, 2)))
+    plan = codec.plan((1, 8, 50), 8)
+    decoder, before = codec.decoder(), live()
+    latents = noise(1, 8, 50)
+    before += latents.nbytes
+    kept = []
+    for piece in latents.split(8, 2):
+        decoder.decode(piece)
+        del piece
+        kept.append(live() - before)
+    assert max(kept) == plan.state_bytes > 0
 
 
 def test_what_queues_hold() -> None:

@@ -10,6 +10,7 @@ from streamvae import HostChunk
 from streamvae._chunks import DeviceChunk, LatentChunk
 from streamvae._errors import NonFiniteError
 from streamvae._recipe import Recipe
+from streamvae._tee import Tee
 from streamvae.stages import check_finite, decode, download, persist, settle
 from streamvae.testing import FakeBackend, MemorySink, TagCodec, tagged_latents
 
@@ -85,7 +86,7 @@ async def test_persist_is_a_tap(sinks: int) -> None:
         for host in hosts:
             yield host
 
-    passed = [host async for host in persist(source(), taps)]
+    passed = [host async for host in persist(source(), Tee(taps))]
     assert all(one is other for one, other in zip(passed, hosts, strict=True))
     assert [tap.indices for tap in taps] == [[0, 1, 2]] * sinks
 

@@ -197,54 +197,6 @@ async def test_frames_on_the_device() -> None:
     await scene.nothing_left()
 
 
-@virtual
-async def test_info() -> None:
-    """What is known of a stream is there once it is entered, and not before."""
-    scene = Scene()
-    stream = scene.stream(fps=12)
-    with pytest.raises(ClosedError, match="inside 'async with'"):
-        _ = stream.info
-    async with stream:
-        info = stream.info
-        assert (info.family, info.kind, info.output, info.fps) == ("TagCodec", "video", "uint8", 12)
-        assert (info.batch, info.frames, info.height, info.width) == (1, 23, 8, 8)
-        assert info.latents_shape == (1, 1, 12, 1, 1)
-        assert scene.sink.info == info
-
-
-@virtual
-async def test_info_of_latents_that_come_one_by_one() -> None:
-    """Entering does not wait for latents; their shape is known with the first of them."""
-    scene = Scene()
-    gate = asyncio.Event()
-
-    async def later():  # type: ignore[no-untyped-def]
-        await gate.wait()
-        async for latent in one_by_one(scene.latents):
-            yield latent
-
-    async with scene.stream(later()) as stream:
-        assert (stream.info.height, stream.info.frames, stream.info.latents_shape) == (None,) * 3
-        assert scene.sink.calls == []
-        gate.set()
-        await anext(aiter(stream))
-        assert (stream.info.height, stream.info.frames) == (8, None)
-
-
-@virtual
-async def test_info_behind_a_transform() -> None:
-    """A transform may change the size, so the size is not claimed."""
-    scene = Scene()
-
-    def double(pixels: torch.Tensor) -> torch.Tensor:
-        return pixels.repeat_interleave(2, 3)
-
-    async with scene.stream(transform=double, normalized=True) as stream:
-        assert (stream.info.height, stream.info.width) == (None, None)
-        frame = await anext(aiter(stream))
-        assert (frame.data.shape, tag(frame.data)) == ((16, 8, 3), 41)  # type: ignore[union-attr]
-
-
 class Miscounting(TagCodec):
     """A codec that promises one frame more than it gives."""
 

@@ -205,3 +205,24 @@ print("end")
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, check=True, capture_output=True, timeout=60)
     assert done.stdout == b"end\n"
+
+
+async def test_a_kept_call_may_raise_unheard() -> None:
+    """Of a call that was given up, asyncio does not complain when it raises after all."""
+    worker, gate, complaints = Worker("test"), threading.Event(), list[object]()
+    asyncio.get_running_loop().set_exception_handler(lambda *said: complaints.append(said))
+
+    def fail() -> None:
+        gate.wait(10)
+        raise OSError("too late")
+
+    future = worker.submit(fail)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await outcome(future, keep=True)
+    gate.set()
+    await outcome(worker.submit(str))  # behind it
+    worker.close()
+    del future
+    gc.collect()
+    assert complaints == []

@@ -59,17 +59,16 @@ def mark_weights(source: object) -> tuple[Event, ...]:
     latents are when the call that asked for it returns. The first launch waits for this.
 
     Args:
-        source: An autoencoder or a pipeline that has one in ``vae``; anything else has no weights
-            yet, and whoever loads them is done when it returns.
+        source: An autoencoder, a pipeline that has one in ``vae``, or several modules in a tuple;
+            anything else has no weights yet, and whoever loads them is done when it returns.
 
     Returns:
-        One event, or nothing for weights that are not on a CUDA device.
+        One event a module, or nothing for weights that are not on a CUDA device.
     """
-    module = getattr(source, "vae", source)
-    if not isinstance(module, torch.nn.Module):
-        return ()
-    events = (mark(parameter) for parameter in module.parameters())
-    return tuple(event for event in [next(events, None)] if event is not None)
+    held = source if isinstance(source, tuple) else (getattr(source, "vae", source),)
+    modules = (module for module in held if isinstance(module, torch.nn.Module))
+    events = (next(map(mark, module.parameters()), None) for module in modules)
+    return tuple(event for event in events if event is not None)
 
 
 def _canonical(device: torch.device | str) -> torch.device:

@@ -115,7 +115,7 @@ class HostBackend:
         pixels = handle.pixels.cpu().numpy()
         pixels.flags.writeable = False
         latents_finite, pixels_finite = handle.finite.tolist()
-        return HostCopy(Downloaded(pixels, latents_finite, pixels_finite), slot)
+        return HostCopy(Downloaded(pixels, latents_finite, pixels_finite, handle.picture), slot)
 
     def collect(self, copy: Copy) -> Future[Downloaded]:
         """As in `Backend`."""

@@ -49,6 +49,8 @@ T = TypeVar("T")
 LAUNCHES = 2
 #: Copies under way at once, each with a slot of host memory.
 SLOTS = 2
+#: Bytes that a chunk's memory begins at a multiple of.
+PAGE = 4096
 
 
 @dataclass(slots=True)
@@ -117,6 +119,9 @@ def _happened(event: Event | None) -> bool:
 
 class StreamedBackend:
     """A `streamvae.abc.Backend` over a driver. One for each device and process."""
+
+    #: See `streamvae.abc.Backend`.
+    makes_planes = True
 
     def __init__(self, driver: Driver, max_pinned_bytes: int = MAX_PINNED_BYTES) -> None:
         self._driver = driver
@@ -240,7 +245,7 @@ class StreamedBackend:
         if source is None:
             raise ValueError("expected a copy that is not collected yet, got one that is")
         pixels, finite = _views(flight.buffer, source)
-        target = torch.empty(pixels.shape, dtype=pixels.dtype)
+        target = _on_pages(pixels.nbytes).view(pixels.dtype).view(pixels.shape)
         target.copy_(pixels)  # outside the GIL, and the page faults of fresh memory with it
         latents_finite, pixels_finite = (bool(flag) for flag in finite.tolist())
         flight.collected = True
@@ -249,7 +254,7 @@ class StreamedBackend:
         flight.ticket.leave()
         array = target.numpy()
         array.flags.writeable = False
-        return Downloaded(array, latents_finite, pixels_finite)
+        return Downloaded(array, latents_finite, pixels_finite, source.picture)
 
     def _settle(self, handle: object) -> Rendered | None:
         rendered = _rendered(handle)
@@ -285,6 +290,13 @@ def _flight(copy: Copy) -> _Flight:
     if not isinstance(copy, _Copy):
         raise TypeError(f"expected what download() gave, got {type(copy).__name__}")
     return copy.flight
+
+
+def _on_pages(nbytes: int) -> torch.Tensor:
+    """Host memory that begins on a page: a sink may write it past the system's cache, uncopied."""
+    memory = torch.empty(nbytes + PAGE - 1, dtype=torch.uint8)
+    begin = -memory.data_ptr() % PAGE
+    return memory[begin : begin + nbytes]
 
 
 def _views(buffer: torch.Tensor, rendered: Rendered) -> tuple[torch.Tensor, torch.Tensor]:

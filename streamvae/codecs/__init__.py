@@ -22,6 +22,7 @@ from ._by_item_tiny import ByItemTiny
 from ._cached import CachedCausal
 from ._causal_joint import CausalHunyuan15, CausalMochi
 from ._causal_split import CausalCosmos
+from ._chained import Chained, chained
 from ._denoised import Denoised
 from ._framewise import FramewiseVideo
 from ._framewise_ltx import LookAheadCausalOrFramewise, LookAheadOrFramewise
@@ -43,6 +44,7 @@ from ._walk import Walk, WalkingCodec
 __all__ = [
     "ByItem",
     "CachedCausal",
+    "Chained",
     "Halo",
     "ModuleCodec",
     "Walk",
@@ -55,44 +57,44 @@ _FAMILIES: dict[str, type[ModuleCodec]] = {
     "AsymmetricAutoencoderKL": Untiled,
     "AutoencoderDC": ByItemDeep,
     "AutoencoderKL": ByItem,
-    "AutoencoderKLFlux2": ByItemFlux2,
     "AutoencoderKLAllegro": AddedWindows,
+    "AutoencoderKLCogVideoX": CogVideoX,
+    "AutoencoderKLCosmos": CausalCosmos,
+    "AutoencoderKLFlux2": ByItemFlux2,
     "AutoencoderKLHunyuanImage": ByItemHunyuan,
     "AutoencoderKLHunyuanImageRefiner": SingleFrame,
-    "AutoencoderKLKVAE": ByItemKVAE,
-    "AutoencoderKLMiniMaxH3": PaddedWindows,
-    "AutoencoderKLMochi": CausalMochi,
     "AutoencoderKLHunyuanVideo": FramewiseVideo,
     "AutoencoderKLHunyuanVideo15": CausalHunyuan15,
-    "AutoencoderKLCosmos": CausalCosmos,
+    "AutoencoderKLKVAE": ByItemKVAE,
+    "AutoencoderKLKVAEAudio": KVAEAudio,
+    "AutoencoderKLKVAEVideo": KVAEVideo,
+    "AutoencoderKLLTX2Audio": LTX2Audio,
+    "AutoencoderKLLTX2Video": LookAheadCausalOrFramewise,
+    "AutoencoderKLLTXVideo": LookAheadOrFramewise,
+    "AutoencoderKLMagvit": Magvit,
+    "AutoencoderKLMiniMaxH3": PaddedWindows,
+    "AutoencoderKLMiniMaxH3Audio": MiniMaxH3Audio,
+    "AutoencoderKLMochi": CausalMochi,
     "AutoencoderKLQwenImage": CachedCausal,
     "AutoencoderKLQwenImage21": SingleFrameCached,
-    "AutoencoderKLCogVideoX": CogVideoX,
-    "AutoencoderKLKVAEVideo": KVAEVideo,
-    "AutoencoderKLLTXVideo": LookAheadOrFramewise,
-    "AutoencoderKLLTX2Video": LookAheadCausalOrFramewise,
-    "AutoencoderKLMagvit": Magvit,
     "AutoencoderKLTemporalDecoder": ByFrames,
     "AutoencoderKLWan": CachedCausal,
-    "AutoencoderRAE": FromTokens,
-    "AutoencoderTiny": ByItemTiny,
-    "ConsistencyDecoderVAE": ByItemDrawn,
-    "LTX2VideoDiffusionDecoderModel": Denoised,
-    "Kandinsky6SRVAE": Kandinsky6SR,
     "AutoencoderOobleck": Oobleck,
-    "AutoencoderVidTok": Interpolated,
-    "VQModel": Quantized,
-    "AutoencoderKLKVAEAudio": KVAEAudio,
-    "AutoencoderKLLTX2Audio": LTX2Audio,
-    "AutoencoderKLMiniMaxH3Audio": MiniMaxH3Audio,
+    "AutoencoderRAE": FromTokens,
     "AutoencoderSAME": SAME,
+    "AutoencoderTiny": ByItemTiny,
+    "AutoencoderVidTok": Interpolated,
+    "ConsistencyDecoderVAE": ByItemDrawn,
     "Cosmos3AVAEAudioTokenizer": Cosmos3,
+    "Kandinsky6SRVAE": Kandinsky6SR,
+    "LTX2VideoDiffusionDecoderModel": Denoised,
     "LTX2Vocoder": LTX2Mel,
     "LTX2VocoderWithBWE": LTX2MelWide,
     "LongCatAudioDiTVae": LongCat,
     "MMAudioVAE": MMAudio,
     "MMAudioVocoder": MMAudioMel,
     "MiniMaxMusic3Vocoder": Music3,
+    "VQModel": Quantized,
 }
 
 
@@ -106,7 +108,8 @@ def codec_for(vae: object, arguments: Mapping[str, object] | None = None) -> Cod
 
     Args:
         vae: An instance of one of diffusers' autoencoder classes or of a subclass, also compiled
-            (``torch.compile``), offloaded or hooked; or a `Codec`, which is passed through.
+            (``torch.compile``), offloaded or hooked; or a `Codec`, which is passed through; or a
+            pair of an autoencoder of mel spectrograms and its vocoder, for the sound of both.
         arguments: Keyword arguments of its ``decode`` that streams are to be decoded with.
 
     Returns:
@@ -115,8 +118,12 @@ def codec_for(vae: object, arguments: Mapping[str, object] | None = None) -> Cod
     Raises:
         UnknownSourceError: Nobody here knows how to decode with ``vae``.
         UsageError: The autoencoder replaces the ``decode`` that its family's codec stands for, or
-            its ``decode`` takes no such arguments.
+            its ``decode`` takes no such arguments; or a pair does not fit together.
     """
+    if isinstance(vae, tuple) and len(vae) == 2:
+        first, second = map(codec_for, vae)
+        _check_arguments(Chained, f"{first.family} with {second.family}", arguments or {})
+        return cast("Codec", chained(first, second, arguments or {}))
     module = unwrap(vae)
     if isinstance(module, nn.Module):
         for base in type(module).__mro__:
@@ -136,14 +143,18 @@ def _made(
 ) -> Codec:
     if codec is ByItem and "decode_chunk_size" in arguments:
         codec = PicturesInTime  # its pictures are the frames of a clip
+    _check_arguments(codec, base.__name__, arguments)
+    return cast("Codec", codec(module, base, **arguments))
+
+
+def _check_arguments(codec: type[ModuleCodec], name: str, arguments: Mapping[str, object]) -> None:
     unknown = sorted(set(arguments) - set(codec.arguments))
     if unknown:
         known = ", ".join(codec.arguments) or "none"
         raise UsageError(
-            f"expected arguments that the decoding of {base.__name__} depends on ({known}), "
+            f"expected arguments that the decoding of {name} depends on ({known}), "
             f"got {', '.join(unknown)}"
         )
-    return cast("Codec", codec(module, base, **arguments))
 
 
 def _describe(source: object) -> str:

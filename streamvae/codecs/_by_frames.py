@@ -7,10 +7,11 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import nn
 
-from streamvae._errors import ClosedError, LatentsError, UsageError
+from streamvae._errors import LatentsError, UsageError
 from streamvae._pixels import Kind
 from streamvae.abc import ChunkPlan, Decoder
 
+from ._decoder import StreamDecoder
 from ._module import ModuleCodec, check_count, check_shape
 
 
@@ -133,31 +134,16 @@ def _count(name: str, value: object) -> int | None:
     return value
 
 
-class _Frames:
+class _Frames(StreamDecoder):
     """One stream's place in its clip: nothing but whether it has ended."""
 
     def __init__(self, codec: ByFrames) -> None:
         self._codec = codec
-        self._closed = False
 
-    def begin(self, latents: torch.Tensor) -> None:
-        """Nothing is done to all latents at once."""
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        self._require_open()
+    def _push(self, latents: torch.Tensor) -> torch.Tensor:
         self._codec.check(tuple(latents.shape))
         vae = cast("Any", self._codec.vae)
         frames: torch.Tensor = vae.decode(latents, num_frames=latents.shape[0], return_dict=False)[
             0
         ]
         return frames.movedim(0, 1)[None]
-
-    def drain(self) -> None:
-        self._require_open()
-
-    def close(self) -> None:
-        self._closed = True
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise ClosedError("expected an open decoder, got one that was closed")

@@ -1,17 +1,20 @@
-"""Pictures: no time to walk, so a batch is decoded item by item."""
+"""Pictures: no time to walk, so a batch is decoded item by item, in bands of rows if tiled."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
 
-from streamvae._errors import ClosedError, LatentsError, UsageError
+from streamvae._errors import LatentsError, UsageError
 from streamvae._pixels import Kind
 from streamvae.abc import ChunkPlan, Decoder
 
-from ._module import ModuleCodec, check_count, check_shape
+from ._bands import TileRows, tile_rows, tiles_as
+from ._decoder import StreamDecoder
+from ._module import ModuleCodec, check_count, check_shape, no_formula
 from ._tiles import Grid
 
 
@@ -104,6 +107,39 @@ class ByItem(ModuleCodec):
         """See `ModuleCodec.whole`: every item alone, as after ``vae.enable_slicing()``."""
         return torch.cat([super(ByItem, self).whole(item) for item in torch.split(latents, 1)])
 
+    #: Pixels along a side that are unpatchified after tiles were blended, of which they count one.
+    patch: int = 1
+
+    def bands(self, shape: tuple[int, ...], mode: str) -> tuple[range, ...]:  # noqa: ARG002
+        """See `streamvae.abc.Banded`: the rows that each row of tiles gives, if it tiles."""
+        grid = self.grid(shape)
+        if grid is None or not tiles_as(self.module, self._made_of[0][0]):
+            return ()
+        rows, patch = tile_rows(grid, shape, self.scale // self.patch), self.patch
+        return tuple(range(row.start * patch, row.stop * patch) for row in rows)
+
+    def in_bands(self, latents: torch.Tensor, mode: str) -> Iterator[torch.Tensor]:
+        """See `streamvae.abc.Banded`: equal bit for bit to ``vae.decode`` with these tiles."""
+        shape = tuple(latents.shape)
+        grid, bands = self.grid(shape), self.bands(shape, mode)
+        if grid is None:
+            return
+        tiles = TileRows(grid, latents, self.tile, self.module)
+        for row, band in zip(grid.windows(shape), bands, strict=False):
+            self.onload()
+            yield self.finished(tiles.band(row, len(band) // self.patch))
+
+    def tile(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode one tile, as ``vae.decode`` does."""
+        vae = cast("Any", self.vae)
+        convolve = getattr(vae, "post_quant_conv", None)
+        decoded: torch.Tensor = vae.decoder(latents if convolve is None else convolve(latents))
+        return decoded
+
+    def finished(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What is done to blended tiles."""
+        return pixels
+
     def pictures(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode the items of one chunk: latents as ``vae.decode`` takes them, to (B, C, H, W)."""
         return self.vae.decode(latents, return_dict=False)[0]
@@ -135,11 +171,11 @@ class ByItemFlux2(ByItem):
                 f"expected latents of {self.family} to denormalize in patches of 2x2, "
                 f"got height {height} and width {width}"
             )
-        mean, std = (self._statistic(name, latents) for name in ("mean", "std"))
+        mean, std = (self._batch_norm(name, latents) for name in ("mean", "std"))
         patches = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
         return (patches * std + mean).reshape(latents.shape)
 
-    def _statistic(self, name: str, like: torch.Tensor) -> torch.Tensor:
+    def _batch_norm(self, name: str, like: torch.Tensor) -> torch.Tensor:
         """One of the batch norm's, as (1, C, 1, 2, 1, 2) of the device and dtype of ``like``."""
         place = (name, like.device, like.dtype)
         if place not in self._constants:
@@ -178,11 +214,7 @@ class ByItemKVAE(ByItem):
         Raises:
             UsageError: Always; neither its config nor any pipeline of diffusers has a formula.
         """
-        raise UsageError(
-            f"expected latents in the space of {self.family}, got normalized ones: neither its "
-            "config nor a pipeline of diffusers says how to denormalize them; do it yourself and "
-            "pass normalized=False"
-        )
+        raise no_formula(self.family)
 
 
 class ByItemDeep(ByItem):
@@ -210,23 +242,11 @@ class ByItemDeep(ByItem):
         )
 
 
-class _Items:
+class _Items(StreamDecoder):
     """One stream's place in the batch: nothing but whether it has ended."""
 
     def __init__(self, codec: ByItem) -> None:
         self._codec = codec
-        self._closed = False
 
-    def begin(self, latents: torch.Tensor) -> None:
-        """Nothing is done to all latents at once."""
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        if self._closed:
-            raise ClosedError("expected an open decoder, got one that was closed")
+    def _push(self, latents: torch.Tensor) -> torch.Tensor:
         return self._codec.pictures(latents)
-
-    def drain(self) -> None:
-        return None
-
-    def close(self) -> None:
-        self._closed = True

@@ -8,10 +8,11 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import nn
 
-from streamvae._errors import ClosedError, UsageError
+from streamvae._errors import UsageError
 from streamvae.abc import ChunkPlan, Decoder
 
 from ._by_item import ByItem
+from ._decoder import StreamDecoder
 from ._draws import Draws, Generators, check_generators
 from ._module import check_count, clips
 from ._tiles import Grid
@@ -99,7 +100,7 @@ class ByItemDrawn(ByItem):
             raise UsageError(f"expected a generator for each item, got {given} for {item + 1}")
 
 
-class _Drawn:
+class _Drawn(StreamDecoder):
     """One stream's place in the batch, and what it draws from."""
 
     def __init__(self, codec: ByItemDrawn, draw: Callable[[], Draws]) -> None:
@@ -107,25 +108,15 @@ class _Drawn:
         self._draw = draw
         self._draws: list[Draws] = []  # at most one, made for the first item
         self._items = 0
-        self._closed = False
 
-    def begin(self, latents: torch.Tensor) -> None:
-        """Nothing is done to all latents at once."""
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        if self._closed:
-            raise ClosedError("expected an open decoder, got one that was closed")
+    def _push(self, latents: torch.Tensor) -> torch.Tensor:
         if not self._draws:
             self._draws.append(self._draw())
         pictures = self._codec.drawn(latents, self._items, self._draws[0].own)
         self._items += 1
         return pictures
 
-    def drain(self) -> None:
-        return None
-
-    def close(self) -> None:
+    def _clear(self) -> None:
         for draws in self._draws:
             draws.settle()
         self._draws.clear()
-        self._closed = True

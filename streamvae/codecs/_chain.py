@@ -138,6 +138,9 @@ class _Place:
 class Chain:
     """The steps of one decoder, in order, with the state of one walk.
 
+    Unlike a `streamvae.codecs._delays.Stack` it is flat, ways around steps included, and gives what
+    is owed at the end in rounds, whose number is known beforehand.
+
     Attributes:
         frames: Frames that a latent gives in the end (fewer at first).
     """

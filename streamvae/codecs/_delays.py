@@ -158,8 +158,12 @@ class Beside:
         return self._together(waiting[:, :, :count], made)
 
 
-class Chain:
-    """Layers one after the other."""
+class Stack:
+    """Layers one after the other; itself a layer, so that stacks nest.
+
+    Unlike a `streamvae.codecs._chain.Chain` it gives what is owed bit by bit, not in rounds whose
+    number is known beforehand, and its layers keep nothing of their own but in `Memory`.
+    """
 
     def __init__(self, layers: Iterable[Layer]) -> None:
         self._layers = tuple(layers)
@@ -172,7 +176,7 @@ class Chain:
         return self._pushed(frames, 0)
 
     def flush(self) -> Generator[torch.Tensor, None, None]:
-        """See `Layer.flush`: what one layer owes runs down the chain before the next is asked.
+        """See `Layer.flush`: what one layer owes runs down the stack before the next is asked.
 
         So no more is in flight at the end than before it.
         """

@@ -112,7 +112,7 @@ class Denoised(WalkingCodec):
 
     def denormalize(self, latents: torch.Tensor) -> torch.Tensor:
         """By the statistics of each channel, in the order of diffusers' pipeline."""
-        std, mean = (self._statistic(name, latents) for name in ("latents_std", "latents_mean"))
+        std, mean = (self.statistic(name, latents) for name in ("latents_std", "latents_mean"))
         scaled: torch.Tensor = latents * std / self.vae.config["scaling_factor"] + mean
         return scaled
 
@@ -160,9 +160,3 @@ class Denoised(WalkingCodec):
         """Latents into whose frames the last attention's window fits; the others' are padded."""
         kernel: int = self.vae.config["decoder_stage5_kernel"][0]
         return 1 + -(-(kernel - 1) // self._ratio)
-
-    def _statistic(self, name: str, like: torch.Tensor) -> torch.Tensor:
-        place = (name, like.device, like.dtype)
-        if place not in self._constants:
-            self._constants[place] = getattr(self.vae, name).to(like.device, like.dtype)
-        return self._constants[place].view(1, -1, 1, 1, 1)

@@ -7,10 +7,11 @@ from typing import ClassVar, cast
 import torch
 from torch import nn
 
-from streamvae._errors import ClosedError, DeviceError, LatentsError, UsageError
+from streamvae._errors import DeviceError, LatentsError, UsageError
 from streamvae._pixels import Kind
 from streamvae.abc import ChunkPlan, Decoder
 
+from ._decoder import StreamDecoder
 from ._module import ModuleCodec, check_count, check_decode_is_own, check_shape, clips
 from ._reach import Reach
 
@@ -115,7 +116,7 @@ class Oobleck(Halo):
         return cast("torch.Tensor", self.vae.decoder(latents))
 
 
-class _Window:
+class _Window(StreamDecoder):
     """One stream's window: the latents that samples to come still depend on."""
 
     def __init__(self, codec: Halo) -> None:
@@ -124,20 +125,8 @@ class _Window:
         self._start = 0  # of the held latents
         self._end = 0  # of the latents that have come
         self._emitted = 0  # samples
-        self._closed = False
 
-    def begin(self, latents: torch.Tensor) -> None:
-        """Nothing is done to all latents at once."""
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor | None:
-        self._require_open()
-        try:
-            return self._decode(latents)
-        except BaseException:
-            self.close()
-            raise
-
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor | None:
+    def _push(self, latents: torch.Tensor) -> torch.Tensor | None:
         reach = self._codec.reach
         shape = _without_time(latents)
         if self._held and _without_time(self._held[0]) != shape:
@@ -163,20 +152,14 @@ class _Window:
         self._emitted = until
         return samples
 
-    def drain(self) -> torch.Tensor | None:
-        self._require_open()
+    def _rest(self) -> torch.Tensor | None:
         if not self._held:
             return None
         samples = self._emit(self._held[0], self._codec.reach.total(self._end))
         self._held.clear()
         return samples
 
-    def _require_open(self) -> None:
-        if self._closed:
-            raise ClosedError("expected an open decoder, got one that was closed")
-
-    def close(self) -> None:
-        self._closed = True
+    def _clear(self) -> None:
         self._held.clear()
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from streamvae._errors import UsageError
 from streamvae.abc import ChunkPlan
 
+from ._module import no_formula
 from ._partition import Partition, State
 from ._tiles import Grid
 
@@ -118,11 +119,7 @@ class KVAEVideo(Partition):
         Raises:
             UsageError: Always; neither its config nor any pipeline of diffusers has a formula.
         """
-        raise UsageError(
-            f"expected latents in the space of {self.family}, got normalized ones: neither its "
-            "config nor a pipeline of diffusers says how to denormalize them; do it yourself and "
-            "pass normalized=False"
-        )
+        raise no_formula(self.family)
 
     def segment(self, latents: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:
         """See `Partition.segment`."""

@@ -15,7 +15,7 @@ from torch import nn
 from streamvae._errors import LatentsError, UsageError
 from streamvae.abc import ChunkPlan
 
-from ._delays import Chain, Frames, Memory, joined
+from ._delays import Frames, Memory, Stack, joined
 from ._module import check_count, check_decode_is_own, check_shape
 from ._tiles import Grid
 from ._vidtok import layers
@@ -146,16 +146,16 @@ class Interpolated(WalkingCodec):
         """As often as what is owed at the end takes, in parts of what one latent gives."""
         if self.vae.use_tiling:
             return 1
-        chain = self.chain(Memory())
-        return -(-chain.late // chain.rate) or 1
+        stack = self.stack(Memory())
+        return -(-stack.late // stack.rate) or 1
 
     def denormalize(self, latents: torch.Tensor) -> torch.Tensor:
         """Unchanged: the config has no statistics."""
         return latents
 
-    def chain(self, memory: Memory) -> Chain:
+    def stack(self, memory: Memory) -> Stack:
         """The decoder as it is now, its layers keeping their frames in ``memory``."""
-        return Chain(layers(self.vae.decoder, memory, seams=self.vae.use_tiling))
+        return Stack(layers(self.vae.decoder, memory, seams=self.vae.use_tiling))
 
     def walk(self) -> Walk:
         """See `WalkingCodec.walk`."""
@@ -170,7 +170,7 @@ class _Late:
     def __init__(self, codec: Interpolated) -> None:
         self._codec = codec
         self._memory = Memory()
-        self._chain = codec.chain(self._memory)
+        self._stack = codec.stack(self._memory)
         self._lost = codec.lost
         self._seen = 0
         self._owed: Generator[torch.Tensor, None, None] | None = None
@@ -178,19 +178,19 @@ class _Late:
     def push(self, latents: torch.Tensor) -> Frames:
         self._seen += latents.shape[2]
         if self._codec.is_causal:
-            return self._kept(self._chain.push(latents))
+            return self._kept(self._stack.push(latents))
         waiting = self._memory.behind(self, latents)
         whole = waiting.shape[2] - waiting.shape[2] % self._codec.group
         self._memory.keep(self, waiting[:, :, whole:])
-        return self._chain.push(waiting[:, :, :whole]) if whole else None
+        return self._stack.push(waiting[:, :, :whole]) if whole else None
 
     def drain(self) -> Frames:
         if self._owed is None:
             if not self._codec.is_causal:
                 self._codec.check_group(self._seen)
-            self._owed = self._chain.flush()
+            self._owed = self._stack.flush()
         given, count = [], 0
-        while count < self._chain.rate and (frames := next(self._owed, None)) is not None:
+        while count < self._stack.rate and (frames := next(self._owed, None)) is not None:
             given.append(frames)
             count += frames.shape[2]
         return self._kept(joined(given))
@@ -243,7 +243,7 @@ class _InCausalRuns:
     def __init__(self, codec: Interpolated) -> None:
         self._codec = codec
         self._memory = Memory()
-        self._chain = codec.chain(self._memory)
+        self._stack = codec.stack(self._memory)
         self._first = True
 
     def push(self, latents: torch.Tensor) -> Frames:
@@ -264,7 +264,7 @@ class _InCausalRuns:
         self._memory.clear()
 
     def _run(self, latents: torch.Tensor) -> torch.Tensor:
-        frames = self._chain.push(latents)
+        frames = self._stack.push(latents)
         assert frames is not None  # noqa: S101  # nothing is late in a run
         lost = self._codec.lost if self._first else 0
         self._first = False

@@ -7,10 +7,11 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from streamvae._errors import ClosedError, LatentsError
+from streamvae._errors import LatentsError
 from streamvae._pixels import Kind
 from streamvae.abc import ChunkPlan, Decoder
 
+from ._decoder import StreamDecoder
 from ._module import ModuleCodec, check_count, check_shape
 
 _LATENTS_PER_CHUNK = 32
@@ -32,6 +33,8 @@ class MMAudio(ModuleCodec):
     def __init__(self, module: nn.Module, base: type) -> None:
         super().__init__(module, base)
         self.channels: int = self.vae.config["latent_channels"]
+        #: Bins of a mel frame.
+        self.mel: tuple[int, ...] = (self.vae.config["mel_bins"],)
 
     def cut(self, latents: int | None, latents_per_chunk: int | None, mode: str) -> ChunkPlan:  # noqa: ARG002
         """As many as asked for, which changes nothing; by default all in one chunk."""
@@ -72,30 +75,22 @@ class MMAudio(ModuleCodec):
         return _Kept(self)
 
 
-class _Kept:
+class _Kept(StreamDecoder):
     """One stream's latents, until the last has come."""
 
     def __init__(self, codec: MMAudio) -> None:
         self._codec = codec
         self._held: list[torch.Tensor] = []
-        self._closed = False
 
-    def begin(self, latents: torch.Tensor) -> None:
-        """Nothing is done to latents beforehand."""
-
-    def decode(self, latents: torch.Tensor) -> None:
-        self._require_open()
+    def _push(self, latents: torch.Tensor) -> None:
         if self._held and self._held[0].shape[:2] != latents.shape[:2]:
-            expected = tuple(self._held[0].shape[:2])
-            self.close()
             raise LatentsError(
                 "expected every chunk to have the batch and channels of the first, "
-                f"{expected}, got {tuple(latents.shape[:2])}"
+                f"{tuple(self._held[0].shape[:2])}, got {tuple(latents.shape[:2])}"
             )
         self._held.append(latents.clone())  # the giver may write over its own
 
-    def drain(self) -> torch.Tensor | None:
-        self._require_open()
+    def _rest(self) -> torch.Tensor | None:
         if not self._held:
             return None
         latents = torch.cat(self._held, 2)
@@ -103,10 +98,5 @@ class _Kept:
         self._codec.onload()
         return self._codec.vae.decode(latents, return_dict=False)[0]
 
-    def _require_open(self) -> None:
-        if self._closed:
-            raise ClosedError("expected an open decoder, got one that was closed")
-
-    def close(self) -> None:
-        self._closed = True
+    def _clear(self) -> None:
         self._held.clear()

@@ -13,6 +13,7 @@ from streamvae.abc import ChunkPlan, Decoder
 
 from ._chain import Chain
 from ._conditions import Conditions, Given
+from ._draws import Draws, Generators
 from ._ltx import Builder
 from ._ltx_parts import LTXDecoder, frames_of, is_broken, scale_of
 from ._module import check_count, check_decode_is_own, check_shape
@@ -31,10 +32,11 @@ class LookAhead(WalkingCodec):
         module: The unwrapped autoencoder.
         base: The diffusers class that its family is named after.
         temb: Timestep of each item, (B,), for decoders that are conditioned on one.
-        generator: Where the noise that some decoders inject into their layers comes from: each
-            stream has a copy of it, as it stands when the stream begins. Without it streams draw
-            from torch's global generator, on the launch thread, when their first chunk is
-            decoded, what ``vae.decode`` would draw; (``decode`` itself takes no generator).
+        generator: Where the noise that some decoders inject into their layers comes from; None for
+            torch's global generator, from which ``vae.decode`` draws (it takes no generator). A
+            stream draws all its noise on the launch thread while its first chunk is decoded, as
+            much as ``vae.decode`` would, and leaves the generator where that would leave the global
+            one: streams one after another get what calls one after another get.
 
     Raises:
         UsageError: An argument is none of these.
@@ -162,18 +164,19 @@ class LookAhead(WalkingCodec):
 
         The pipelines mix noise into what this gives where the decoder is conditioned on a timestep.
         """
-        std, mean = (self._statistic(name, latents) for name in ("latents_std", "latents_mean"))
+        std, mean = (self.statistic(name, latents) for name in ("latents_std", "latents_mean"))
         scaled: torch.Tensor = latents * std / self.vae.config["scaling_factor"] + mean
         return scaled
 
     def decoder(self) -> Decoder:
-        """A stream with state of its own, and with a generator of its own if one was given."""
-        if self.given.generator is None:
-            return WalkDecoder(self)
+        """A stream with state of its own, and with what it draws from if a generator was given."""
+        return WalkDecoder(self) if self.given.generator is None else _Drawn(self)
+
+    def drawing_from(self, generator: Generators) -> LookAhead:
+        """The same codec with another generator."""
         base, given = self._made_of
         again: Callable[..., LookAhead] = type(self)
-        own = self.given.generator.clone_state()
-        return WalkDecoder(again(self.module, *base, **{**given, "generator": own}))
+        return again(self.module, *base, **{**given, "generator": generator})
 
     def whole(self, latents: torch.Tensor) -> torch.Tensor:
         """See `ModuleCodec.whole`.
@@ -197,12 +200,6 @@ class LookAhead(WalkingCodec):
     def walk(self) -> Walk:
         """See `WalkingCodec.walk`."""
         return _LookAhead(self)
-
-    def _statistic(self, name: str, like: torch.Tensor) -> torch.Tensor:
-        place = (name, like.device, like.dtype)
-        if place not in self._constants:
-            self._constants[place] = getattr(self.vae, name).to(like.device, like.dtype)
-        return self._constants[place].view(1, -1, 1, 1, 1)
 
 
 class LookAheadOrCausal(LookAhead):
@@ -241,6 +238,24 @@ class LookAheadOrCausal(LookAhead):
         ignored = self._causal is not None and not self._causal and self.causal
         causal = ("causal=False is ignored, as by vae.decode: this decoder is causal",)
         return (*super().notes(shape), *(causal if ignored else ()))
+
+
+class _Drawn(WalkDecoder):
+    """One stream whose noise comes from a generator that was given."""
+
+    def __init__(self, codec: LookAhead) -> None:
+        super().__init__(codec)
+        self._given = codec
+
+    def _push(self, latents: torch.Tensor) -> torch.Tensor | None:
+        if self._clips:
+            return super()._push(latents)
+        # All its walks draw now, one after another.
+        draws = Draws(self._given.given.generator, self._given.device)
+        self._codec = self._given.drawing_from(draws.own)
+        frames = super()._push(latents)
+        draws.settle()
+        return frames
 
 
 class _LookAhead:

@@ -18,6 +18,9 @@ from ._walk import Walk, WalkingCodec
 _LATENTS_PER_CHUNK = 32
 _UPSAMPLINGS = 2
 
+#: Mel bins that a row of a latent becomes.
+BINS_A_ROW = 2**_UPSAMPLINGS
+
 
 class LTX2Audio(WalkingCodec):
     """AutoencoderKLLTX2Audio: (B, C, T, F) to (B, channels * bins, 4(T-1)+1), causal in time.
@@ -38,6 +41,8 @@ class LTX2Audio(WalkingCodec):
         self.channels = config["latent_channels"]
         rate, step = config["sample_rate"], config["mel_hop_length"]
         self.sample_rate = None if rate % step else rate // step
+        #: Channels and bins of a mel frame; no bins where the config leaves them to the latents.
+        self.mel: tuple[int, ...] = (config["output_channels"], config["mel_bins"] or 0)
         axis, attends = config["causality_axis"], config["mid_block_add_attention"]
         if axis != "height" or attends or config["attn_resolutions"]:
             raise UsageError(

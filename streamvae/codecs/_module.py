@@ -216,6 +216,14 @@ class ModuleCodec:
             self._constants[place] = values.to(like.device, like.dtype)
         return self._constants[place].view(1, -1, *[1] * (like.ndim - 2))
 
+    def statistic(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """As `constant`, but of a buffer (C,) of the module, in its own precision till then."""
+        place = (name, like.device, like.dtype)
+        if place not in self._constants:
+            buffer: torch.Tensor = getattr(self.module, name)
+            self._constants[place] = buffer.to(like.device, like.dtype)
+        return self._constants[place].view(1, -1, *[1] * (like.ndim - 2))
+
 
 def _hooks(module: nn.Module) -> Iterator[object]:
     for part in module.modules():
@@ -253,6 +261,15 @@ def check_count(latents_per_chunk: int | None) -> None:
     """
     if latents_per_chunk is not None and latents_per_chunk < 1:
         raise UsageError(f"expected latents_per_chunk of at least 1, got {latents_per_chunk}")
+
+
+def no_formula(family: str) -> UsageError:
+    """What to raise where neither the config nor any pipeline says how latents are normalized."""
+    return UsageError(
+        f"expected latents in the space of {family}, got normalized ones: neither its config nor a "
+        "pipeline of diffusers says how to denormalize them; do it yourself and pass "
+        "normalized=False"
+    )
 
 
 def check_decode_is_own(module: nn.Module, base: type) -> None:

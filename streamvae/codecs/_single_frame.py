@@ -74,29 +74,29 @@ class SingleFrameCached(SingleFrame):
         super().__init__(module, base)
         check_decode_is_own(module, base)
         patch: int | None = self.vae.config["patch_size"]
-        self._patch = patch or 1
+        self.patch = patch or 1
         self._source = cast("Any", importlib.import_module(base.__module__))
 
     @property
     def scale(self) -> int:
         """Pixels a latent, along a side."""
         steps: int = len(self.vae.config["dim_mult"]) - 1
-        return self._patch << steps
+        return self.patch << steps
 
     def _check_tiles(self, shape: tuple[int, ...]) -> None:
         """Tiles are joined well."""
 
     def grid(self, shape: tuple[int, ...]) -> Grid | None:
         """See `ByItem.grid`; its pixels count before unpatchifying."""
-        return Grid.by_stride(self.module, shape, self._patch)
+        return Grid.by_stride(self.module, shape, self.patch)
 
     def picture(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Height and width, with tiling as it is set now: tiles may lose or gain some."""
         grid = self.grid(shape)
         if grid is None:
             return shape[-2] * self.scale, shape[-1] * self.scale
-        height, width = grid.picture(shape, self.scale // self._patch)
-        return height * self._patch, width * self._patch
+        height, width = grid.picture(shape, self.scale // self.patch)
+        return height * self.patch, width * self.patch
 
     def denormalize(self, latents: torch.Tensor) -> torch.Tensor:
         """By the config's statistics of each channel, as QwenImage21Pipeline does."""
@@ -113,18 +113,23 @@ class SingleFrameCached(SingleFrame):
     def _whole(self, latents: torch.Tensor) -> torch.Tensor:
         grid = self.grid(tuple(latents.shape))
         if grid is None:
-            frame = self._frame(latents)
+            frame = self.tile(latents)
         else:
             rows = [
-                [self._frame(latents[..., high, wide]) for high, wide in row]
+                [self.tile(latents[..., high, wide]) for high, wide in row]
                 for row in grid.windows(tuple(latents.shape))
             ]
             frame = grid.blend_tiles(rows, self.module)
-        if self._patch > 1:
-            frame = self._source._unpatchify(frame, patch_size=self._patch)
-        return torch.clamp(frame, min=-1.0, max=1.0)[:, :, 0]
+        return self.finished(frame)
 
-    def _frame(self, latents: torch.Tensor) -> torch.Tensor:
+    def finished(self, pixels: torch.Tensor) -> torch.Tensor:
+        """See `ByItem.finished`: unpatchified, clamped, the frame taken out."""
+        if self.patch > 1:
+            pixels = self._source._unpatchify(pixels, patch_size=self.patch)
+        return torch.clamp(pixels, min=-1.0, max=1.0)[:, :, 0]
+
+    def tile(self, latents: torch.Tensor) -> torch.Tensor:
+        """See `ByItem.tile`: with caches of its own."""
         hidden: torch.Tensor = self.vae.post_quant_conv(latents)
         # At least one place for each convolution; more than are used do no harm.
         places = sum(isinstance(part, nn.Conv2d) for part in self.vae.decoder.modules())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.utils.weight_norm import WeightNorm
 
 if TYPE_CHECKING:
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -27,6 +28,8 @@ def faked(module: nn.Module, device: torch.device, fakes: FakeTensorMode) -> nn.
         if _has_closures(part):
             return None
         _move(part, device, fakes)
+        with fakes:
+            _settle(part)
     return copied
 
 
@@ -78,6 +81,29 @@ def _move(part: nn.Module, device: torch.device, fakes: FakeTensorMode) -> None:
         for name, buffer in part._buffers.items():
             if buffer is not None and buffer.device != device:
                 part._buffers[name] = torch.empty_like(buffer, device=device)
+
+
+def _settle(part: nn.Module) -> None:
+    """Have the weights that the old ``weight_norm`` computes at every call be there for good.
+
+    Each takes the place of the one before it, so it is no state; while it is computed both are
+    there, here too.
+    """
+    hooks = part._forward_pre_hooks
+    for key, hook in hooks.items():
+        if isinstance(hook, WeightNorm):
+            setattr(part, hook.name, hook.compute_weight(part))
+            hooks[key] = _Computed(hook)
+
+
+class _Computed:
+    """A hook that computes a weight as another does, and lets go of it."""
+
+    def __init__(self, hook: WeightNorm) -> None:
+        self._hook = hook
+
+    def __call__(self, module: nn.Module, inputs: object) -> None:  # noqa: ARG002  # as hooks are
+        self._hook.compute_weight(module)
 
 
 def _has_closures(part: nn.Module) -> bool:

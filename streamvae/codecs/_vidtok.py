@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # as everybody calls it
 from torch import nn
 
-from ._delays import Beside, Chain, Each, Frames, Function, Layer, Memory, Neighbours
+from ._delays import Beside, Each, Frames, Function, Layer, Memory, Neighbours, Stack
 from ._doubling import Linear, Seamed, repeated
 
 
@@ -144,7 +144,7 @@ def _residual(block: nn.Module, memory: Memory, ahead: int) -> Layer:
         Each(lambda frames: net.dropout(net.nonlinearity(net.norm2(frames)))),
         _convolution(net.conv2, memory, ahead),
     )
-    return Beside(Chain(path), torch.add, memory)
+    return Beside(Stack(path), torch.add, memory)
 
 
 def _attention(block: nn.Module) -> Layer:

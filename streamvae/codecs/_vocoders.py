@@ -51,6 +51,8 @@ class MMAudioMel(_Vocoder):
         super().__init__(module, base)
         config = self.vae.config
         self.channels = config["num_mels"]
+        #: Bins of a mel frame.
+        self.mel: tuple[int, ...] = (self.channels,)
         narrow = {"num_mels": 1, "upsample_initial_channel": 2 ** len(config["upsample_rates"])}
         self.reach = reach_of_config(base, config, narrow, _mmaudio)
 
@@ -73,6 +75,8 @@ class LTX2Mel(_Vocoder):
         # The vocoder knows but the product with the bins; there are as many as sound has.
         self.channels = self.vae.config["out_channels"]
         self.bins: int = self.vae.config["in_channels"] // self.channels
+        #: Channels and bins of a mel frame.
+        self.mel: tuple[int, ...] = (self.channels, self.bins)
         self.sample_rate = self.vae.config["output_sampling_rate"]
         self.reach = self._reach(base)
 

@@ -7,15 +7,17 @@ tiles side by side, and that everything is let go of on every way out.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, Protocol
 
 import torch
 
-from streamvae._errors import ClosedError, LatentsError
+from streamvae._errors import LatentsError
 from streamvae._pixels import Kind
 from streamvae.abc import Decoder
 
+from ._decoder import StreamDecoder
 from ._module import ModuleCodec, check_shape, clips
 from ._tiles import Grid
 
@@ -44,7 +46,7 @@ class Walk(Protocol):
         ...
 
 
-class WalkingCodec(ModuleCodec):
+class WalkingCodec(ModuleCodec, ABC):
     """A video codec made of walks: (B, C, T, h, w) to (B, C', T', H, W).
 
     A family says how one walk goes (`walk`), and overrides what differs from these defaults.
@@ -57,9 +59,9 @@ class WalkingCodec(ModuleCodec):
 
     channels: int
 
+    @abstractmethod
     def walk(self) -> Walk:
         """A new walk from the first latent on."""
-        raise NotImplementedError
 
     def grid(self, shape: tuple[int, ...]) -> Grid | None:  # noqa: ARG002
         """How latents of ``shape`` are cut into spatial tiles now; None if they are not."""
@@ -94,7 +96,7 @@ class WalkingCodec(ModuleCodec):
         return WalkDecoder(self)
 
 
-class WalkDecoder:
+class WalkDecoder(StreamDecoder):
     """One stream's walks: one for each tile, and for each clip where the autoencoder slices."""
 
     def __init__(self, codec: WalkingCodec) -> None:
@@ -103,7 +105,6 @@ class WalkDecoder:
         self._hidden: list[torch.Tensor] = []  # at most one: the prologue's of all latents
         self._clip: tuple[int, ...] = ()
         self._done = 0
-        self._closed = False
 
     def begin(self, latents: torch.Tensor) -> None:
         """See `streamvae.abc.Decoder.begin`."""
@@ -117,34 +118,14 @@ class WalkDecoder:
             for clip, item in zip(self._clips, self._items(latents), strict=True):
                 clip.begin(item)
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor | None:
-        """See `streamvae.abc.Decoder.decode`."""
-        return self._safely(lambda: self._decode(latents))
-
-    def drain(self) -> torch.Tensor | None:
-        """See `streamvae.abc.Decoder.drain`."""
-        return self._safely(self._drain)
-
-    def close(self) -> None:
-        """See `streamvae.abc.Decoder.close`."""
-        self._closed = True
-        # In place: frames of a kept traceback may still know the lists.
+    def _clear(self) -> None:
         self._hidden.clear()
         for clip in self._clips:
             clip.clear()
         self._clips.clear()
 
-    def _safely(self, step: Callable[[], torch.Tensor | None]) -> torch.Tensor | None:
-        self._require_open()
-        try:
-            self._codec.onload()
-            return step()
-        except BaseException:
-            # State half a step ahead would give wrong frames, and may be gigabytes.
-            self.close()
-            raise
-
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor | None:
+    def _push(self, latents: torch.Tensor) -> torch.Tensor | None:
+        self._codec.onload()
         clip = (*latents.shape[:2], *latents.shape[3:])
         if not self._clips:
             self._start(latents, clip)
@@ -160,7 +141,8 @@ class WalkDecoder:
     def _items(self, latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return clips(latents) if len(self._clips) > 1 else (latents,)
 
-    def _drain(self) -> torch.Tensor | None:
+    def _rest(self) -> torch.Tensor | None:
+        self._codec.onload()
         return _joined([clip.drain() for clip in self._clips])
 
     def _start(self, latents: torch.Tensor, clip: tuple[int, ...]) -> None:
@@ -191,10 +173,6 @@ class WalkDecoder:
 
     def _sliced(self, latents: torch.Tensor) -> bool:
         return bool(getattr(self._codec.vae, "use_slicing", False)) and latents.shape[0] > 1
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise ClosedError("expected an open decoder, got one that was closed")
 
 
 class _Clip:

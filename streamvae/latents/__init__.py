@@ -6,6 +6,7 @@ from ._gather import gathered, viewed
 from ._generate import PipelineSource
 from ._open import LatentsLike, open_latents
 from ._pipelines import is_pipeline, of_pipeline
+from ._sound_pipelines import SoundOf, sound_of, timed
 from ._source import Item, LatentSource, Mark, Piece, TensorSource
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Mark",
     "Piece",
     "PipelineSource",
+    "SoundOf",
     "TensorSource",
     "check_known",
     "cut",
@@ -23,7 +25,9 @@ __all__ = [
     "is_pipeline",
     "of_pipeline",
     "open_latents",
+    "sound_of",
     "takes",
+    "timed",
     "viewed",
     "whole",
 ]

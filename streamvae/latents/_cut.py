@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,8 +21,9 @@ async def cut(
 ) -> AsyncGenerator[LatentChunk, None]:
     """Cut the latents of ``source`` into numbered chunks along ``codec.axis``.
 
-    A chunk is given as soon as its latents are there; the last may be short. The source is not
-    closed: that is for who opened it.
+    A chunk is given as soon as its latents are there; the last may be short. Pictures may be of
+    several sizes: a chunk ends where another size begins. The source is not closed: that is for who
+    opened it.
 
     Raises:
         LatentsError: What came is not what ``codec`` decodes, none came, or a piece does not go on
@@ -74,6 +75,7 @@ class _Cutter:
         self._codec = codec
         self._axis = codec.axis
         self._first: _Kind | None = None
+        self._sizes_vary = codec.kind == "image"
         self._pieces = 0
         self._rest: Piece | None = None
         self._taken: list[Piece] = []
@@ -82,6 +84,8 @@ class _Cutter:
         """Take latents for a chunk of ``size``, fewer at the end; false when there are none."""
         missing = size
         while missing and (self._rest is not None or await self._receive(missing)):
+            if self._taken and not self._fits():
+                break
             missing -= self._take(missing)
         return bool(self._taken)
 
@@ -122,6 +126,9 @@ class _Cutter:
             self._first = _Kind.of(tensor, self._axis)
             return
         kind = _Kind.of(tensor, self._axis)
+        if self._sizes_vary and replace(kind, shape=()) == replace(self._first, shape=()):
+            _check_shape(tuple(tensor.shape), self._codec)
+            return
         if kind != self._first:
             raise LatentsError(
                 f"expected piece {self._pieces} of the latents to go on as the first began, with "
@@ -132,6 +139,12 @@ class _Cutter:
                 f"expected at least one latent in piece {self._pieces}, got shape "
                 f"{tuple(tensor.shape)}"
             )
+
+    def _fits(self) -> bool:
+        """Whether what is left can be joined to what was taken."""
+        assert self._rest is not None  # noqa: S101  # the caller has seen it
+        rest, taken = self._rest.tensor, self._taken[0].tensor
+        return not self._sizes_vary or rest.shape[1:] == taken.shape[1:]
 
     def _take(self, wanted: int) -> int:
         piece, self._rest = self._rest, None

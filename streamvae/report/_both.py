@@ -214,7 +214,7 @@ async def _gathered(stream: FrameStream) -> tuple[list[HostChunk | DeviceFrames]
     chunks: list[HostChunk | DeviceFrames] = []
     try:
         async with stream:
-            async for chunk in stream.chunks():
+            async for chunk in stream.chunks(bands=False):
                 chunks += [chunk]
     except FrameCountError as error:
         if not chunks:

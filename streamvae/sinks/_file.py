@@ -5,38 +5,53 @@ from __future__ import annotations
 import io
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from streamvae._chunks import Array, HostChunk, StreamInfo
 from streamvae._errors import UsageError
 
-from ._partial import Partial
-from ._thread import ThreadSink
+from ._durable import Sync
+from ._partial import Partial, partial_of
+from ._resumable import ResumableSink
 
 
-class FileSink(ThreadSink):
+class FileSink(ResumableSink):
     """Base of sinks that keep one clip, a run of images or one piece of sound in one file.
 
     The file grows under ``<name>.partial``, gets its name when it is complete, and stays under
     the temporary name, readable, when the stream is broken off. One that an earlier run left is
     replaced with the first chunk, not before. Two writers on one target are refused (where the
-    system has ``flock``). What is committed survives the process, however it ends; nothing is
-    synced to disk against a loss of power.
+    system has ``flock``). What is committed survives the process, however it ends; a loss of power
+    it survives as far as ``sync`` says.
 
     Args:
         path: Where to.
         overwrite: Whether a file of that name may be replaced.
+        sync: ``"none"``: the system writes to the disk when it likes. ``"close"``: a file is on the
+            disk before it has its name, and when it is left under the temporary one.
+            ``"commit"``: so are the frames before `committed` counts them.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    #: Whether `put` takes bands of pictures: see `streamvae.abc.Sink`.
+    takes_bands: ClassVar[bool] = False
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, overwrite: bool = False, sync: Sync = "none"
+    ) -> None:
         given = os.fsdecode(path)
-        super().__init__(given)
         self.path = Path(os.path.abspath(given))  # noqa: PTH100  # resolve() follows links
-        self._partial = Partial(self.path, overwrite=overwrite)
+        partial = partial_of(self.path)
+        super().__init__(given, partial.with_name(partial.name + ".manifest.json"))
+        self._partial = Partial(self.path, overwrite=overwrite, sync=sync)
+        self._partial.manifest = self.manifest
         self._info: StreamInfo  # from `start` on
         self._file: io.FileIO  # from the first chunk on
+        self._top = 0  # rows that are there of a picture that is not complete
         self._like: tuple[tuple[int, ...], str] = ((), "|u1")
 
     @property
@@ -69,8 +84,52 @@ class FileSink(ThreadSink):
         self._info = info
         self._partial.acquire()
 
+    def restore(self) -> None:
+        """Find what is there under the temporary name."""
+        if self._partial.found:
+            self._proven = self.manifest.fits(self.partial)
+            self._accepted = self.reread()
+
+    def reread(self) -> int:
+        """Open what an earlier run left, and give how many frames (samples) it holds.
+
+        By default none: a file that cannot be gone on with is written anew, and the earlier one
+        stays until the new one is complete, or longer.
+        """
+        self._partial.aside = True
+        return 0
+
+    def offset(self, count: int) -> int:
+        """Where ``count`` frames (samples) end in the file. Only for those that `reread`."""
+        return count * self._row_bytes
+
+    def written(self, rows: Array) -> Iterator[memoryview]:
+        """What ``rows`` are in the file. Only for those that `reread`."""
+        yield self.memory(rows)
+
+    def same(self, chunk: HostChunk) -> bool:
+        """Read a chunk's frames again and compare."""
+        rows: Array = chunk.data[:, 0] if chunk.kind == "image" else chunk.data[0]
+        band = chunk.band
+        self._file.seek(self.offset(chunk.start))
+        if band is not None:  # its rows of the picture
+            self._file.seek(band.rows.start * (self._row_bytes // band.height), io.SEEK_CUR)
+        return all(
+            np.array_equal(_read(self._file, len(part)), np.frombuffer(part, np.uint8))
+            for part in self.written(rows)
+        )
+
+    def let_go(self, chunk: HostChunk) -> None:
+        """Cut off all from ``chunk`` on, and be there to write it."""
+        self._top = 0 if chunk.band is None else chunk.band.rows.start
+        end = self.offset(chunk.start)
+        if self._top:
+            end += self._top * (self._row_bytes // self._like[0][0])
+        self._file.truncate(end)
+        self._file.seek(end)
+
     def rows(self, chunk: HostChunk) -> Array:
-        """A chunk's frames (n, H, W, C) or samples (n, C), a view.
+        """A chunk's frames (n, H, W, C), rows of one (1, h, W, C) or samples (n, C), a view.
 
         Raises:
             UsageError: More than one clip, a gap, or another shape or dtype than before.
@@ -78,8 +137,10 @@ class FileSink(ThreadSink):
         if chunk.kind != "image":
             self._expect_one(chunk.data.shape[0])
         rows: Array = chunk.data[:, 0] if chunk.kind == "image" else chunk.data[0]
-        like = (rows.shape[1:], rows.dtype.str)
-        if self._accepted == 0:
+        band = chunk.band
+        height, top = ((), 0) if band is None else ((band.height,), band.rows.start)
+        like = ((*height, *rows.shape[1 + len(height) :]), rows.dtype.str)
+        if not self._begun:
             self._like = like
         if like != self._like:
             raise UsageError(f"sink {self.name}: expected more of {self._like}, got {like}")
@@ -87,12 +148,22 @@ class FileSink(ThreadSink):
             raise UsageError(
                 f"sink {self.name}: expected the chunk at {self._accepted}, got {chunk.start}"
             )
+        if top != self._top:
+            raise UsageError(f"sink {self.name}: expected the rows at {self._top}, got {top}")
         return rows
+
+    def passed(self, chunk: HostChunk) -> None:
+        """Remember how far a picture is that comes in bands, when ``chunk`` is in the file."""
+        self._top = 0 if chunk.band is None or chunk.band.last else chunk.band.rows.stop
 
     @staticmethod
     def memory(rows: Array) -> memoryview:
         """The bytes of a chunk's rows, not copied."""
         return rows.reshape(-1).view(np.uint8).data
+
+    @property
+    def _begun(self) -> bool:
+        return self._accepted > 0 or self._top > 0
 
     @property
     def _row_bytes(self) -> int:
@@ -109,3 +180,12 @@ class FileSink(ThreadSink):
         where = f"kept in {self.partial}" if self.committed else "committed"
         unit = "samples" if self._info.kind == "sound" else "frames"
         error.add_note(f"In sink {self.name}: {self.committed} {unit} {where}.")
+
+
+def _read(file: io.FileIO, count: int) -> npt.NDArray[np.uint8]:
+    """Up to ``count`` bytes from where ``file`` stands."""
+    data = np.empty(count, np.uint8)
+    left = data.data
+    while left and (got := file.readinto(left)):
+        left = left[got:]
+    return data[: count - len(left)]

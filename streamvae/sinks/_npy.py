@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from typing import ClassVar
+
+import numpy as np
+
 from streamvae._chunks import HostChunk
 
 from ._file import FileSink
@@ -21,13 +26,19 @@ class NpyFile(FileSink):
     aiofiles they would be two awaits with a place between them to be cancelled at.
     """
 
+    takes_bands: ClassVar[bool] = True
+
     def put(self, chunk: HostChunk) -> None:
         """Append a chunk, then count it in."""
         rows = self.rows(chunk)
-        if self._accepted == 0:
+        if not self._begun:
             self._begin()
-        self._write_at(self.memory(rows), self._end(self._accepted))
-        self._count(self._accepted + len(rows))
+        self._write_at(self.memory(rows), self._end(self._accepted) + self._top_bytes)
+        if len(chunk):  # but for bands of a picture that is not complete
+            self._partial.settle()  # a count of what is not there would spoil all that is
+            self._count(self._accepted + len(chunk))
+            self._partial.settle()
+        self.passed(chunk)
 
     def finish(self) -> None:
         """Give the file its name. A stream without frames gives an array of length 0."""
@@ -44,6 +55,32 @@ class NpyFile(FileSink):
         finally:
             self._partial.release(keep=keep)
 
+    def reread(self) -> int:
+        """Find the array that is there, and cut off what is not counted in."""
+        file = self._partial.resume()
+        try:
+            magic = np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        except (ValueError, EOFError):  # killed before the header was written
+            return 0
+        if magic != (1, 0) or file.tell() != HEADER:
+            return 0
+        self._file, self._like = file, (tuple(shape[1:]), dtype.str)
+        whole = (os.fstat(file.fileno()).st_size - HEADER) // self._row_bytes
+        count = min(int(shape[0]), whole)
+        self._count(count)
+        file.truncate(self._end(count))
+        return count
+
+    def offset(self, count: int) -> int:
+        """Where ``count`` rows end in the file."""
+        return self._end(count)
+
+    def let_go(self, chunk: HostChunk) -> None:
+        """Cut off all from ``chunk`` on, and count it out."""
+        self._count(chunk.start)
+        super().let_go(chunk)
+
     def _begin(self) -> None:
         self._file = self._partial.begin()
         self._count(0)
@@ -51,6 +88,11 @@ class NpyFile(FileSink):
     def _end(self, rows: int) -> int:
         """Where ``rows`` rows end in the file."""
         return HEADER + rows * self._row_bytes
+
+    @property
+    def _top_bytes(self) -> int:
+        """Bytes that are there of a picture that is not complete."""
+        return self._top and self._top * (self._row_bytes // self._like[0][0])
 
     def _count(self, rows: int) -> None:
         shape, dtype = self._like

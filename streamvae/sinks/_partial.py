@@ -10,6 +10,9 @@ from pathlib import Path
 
 from streamvae._errors import UsageError
 
+from ._durable import Sync, checked, sync_data, sync_directory
+from ._manifest import Manifest
+
 try:
     import fcntl
 except ImportError:  # Windows: two writers on one target are not noticed, no open file moves
@@ -70,20 +73,43 @@ def _exists(target: Path) -> UsageError:
     return UsageError(f"{target} exists already; pass overwrite=True to the sink to replace it")
 
 
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 class Partial:
     """The temporary file of one target: locked while in use, untouched until `begin`.
 
     Args:
         target: The name it gets from `publish`; absolute.
         overwrite: Whether a file of that name may be replaced.
+        sync: When it is synced to the disk.
+
+    Raises:
+        UsageError: ``sync`` is none of those there are.
     """
 
-    def __init__(self, target: Path, *, overwrite: bool) -> None:
+    def __init__(self, target: Path, *, overwrite: bool, sync: Sync = "none") -> None:
         self.target = target
         self.overwrite = overwrite
+        self.sync = checked(sync)
         self.path = partial_of(target)
+        #: What says of which stream the file is the beginning.
+        self.manifest: Manifest | None = None
+        #: Whether what an earlier run left stays, under another name, until there is more.
+        self.aside = False
         self._file: io.FileIO | None = None
         self._ours = False
+
+    @property
+    def before(self) -> Path:
+        """The name of what an earlier run left, once it is put aside."""
+        return self.path.with_name(self.path.name + ".before")
+
+    @property
+    def found(self) -> bool:
+        """Whether an earlier run left anything."""
+        return os.fstat(self._open_file.fileno()).st_size > 0 or self.before.exists()
 
     @property
     def ours(self) -> bool:
@@ -115,11 +141,29 @@ class Partial:
 
     def begin(self) -> io.FileIO:
         """Empty the file for its first chunk; positioned at 0."""
+        if self.manifest is not None:
+            self.manifest.begin()  # first: never is a file with another one's
+        if self.aside:
+            self._put_aside()
+        else:
+            self.before.unlink(missing_ok=True)
         file = self._open_file
         self._ours = True
         if os.fstat(file.fileno()).st_size:  # ext4 writes a truncated file out when it is closed
             file.truncate(0)
+        if self.sync == "commit":
+            sync_directory(self.path.parent)  # a name that is lost loses every commit
         return file
+
+    def resume(self) -> io.FileIO:
+        """Go on with what an earlier run left; positioned at 0."""
+        self._ours = True
+        return self._open_file
+
+    def settle(self) -> None:
+        """Have what was written survive a loss of power, if every commit is to be synced."""
+        if self.sync == "commit":
+            sync_data(self._open_file.fileno())
 
     def publish(self) -> None:
         """Give the file its target's name and let go of it; on an error it is still held.
@@ -127,10 +171,17 @@ class Partial:
         Raises:
             UsageError: The target has appeared meanwhile and may not be replaced.
         """
+        if self.sync != "none":
+            sync_data(self._open_file.fileno())
         if not _POSIX:
             self._open_file.close()
         move(self.path, self.target, overwrite=self.overwrite)
         self._let_go()
+        self.before.unlink(missing_ok=True)
+        if self.manifest is not None:
+            self.manifest.remove()
+        if self.sync != "none":
+            sync_directory(self.target.parent)
 
     def release(self, *, keep: bool) -> None:
         """Let go of the file under its temporary name; idempotent.
@@ -141,12 +192,32 @@ class Partial:
         if self._file is None:
             return
         try:
+            if keep and self.sync != "none":
+                sync_data(self._file.fileno())
             if not keep and self._ours:
                 if not _POSIX:
                     self._file.close()
                 self.path.unlink(missing_ok=True)
+                if self.manifest is not None and not self.before.exists():
+                    self.manifest.remove()
+            self._keep_the_longer()
         finally:
             self._let_go()
+
+    def _put_aside(self) -> None:
+        """Move what an earlier run left away, unless there is more of a still earlier one."""
+        if _size(self.before) < _size(self.path):
+            self._let_go()
+            self.path.replace(self.before)
+            self._open()
+
+    def _keep_the_longer(self) -> None:
+        """Of what was put aside and what there is now, which begins alike."""
+        if self.aside and self._ours and self.before.exists():
+            if _size(self.path) < _size(self.before):
+                self.before.replace(self.path)
+            else:
+                self.before.unlink()
 
     @property
     def _open_file(self) -> io.FileIO:

@@ -29,6 +29,7 @@ class FakeBackend(StreamedBackend):
             ``copies[i]``.
         pinned: Whether page-locked memory is to be had.
         max_pinned_bytes: As for any backend.
+        makes_planes: Whether pixels become planes of 4:2:0 for sinks that take them, as on a card.
     """
 
     def __init__(
@@ -39,11 +40,13 @@ class FakeBackend(StreamedBackend):
         manual: bool = False,
         pinned: bool = True,
         max_pinned_bytes: int = MAX_PINNED_BYTES,
+        makes_planes: bool = False,
     ) -> None:
         self.fake = FakeDevice(
             compute=decode, copy=download, manual=manual, clock=_clock(), pinned=pinned
         )
         super().__init__(self.fake, max_pinned_bytes)
+        self.makes_planes = makes_planes
         # Real devices live as long as the process; of these there is one in every test.
         for worker in (self._launcher, self._copier):
             weakref.finalize(self, worker.close).atexit = False

@@ -38,7 +38,16 @@ def test_host_tensors_need_no_event() -> None:
     assert mark(torch.zeros(2)) is None
 
 
-@pytest.mark.parametrize("source", [torch.nn.Linear(2, 2), torch.nn.Identity(), "a/path", None])
+@pytest.mark.parametrize(
+    "source",
+    [
+        torch.nn.Linear(2, 2),
+        torch.nn.Identity(),
+        (torch.nn.Linear(2, 2), torch.nn.Identity(), None),
+        "a/path",
+        None,
+    ],
+)
 def test_weights_on_the_host_need_no_event(source: object) -> None:
     """Only weights on a CUDA device may still be on their way when a stream is made."""
     assert mark_weights(source) == ()

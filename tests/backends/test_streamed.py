@@ -228,6 +228,14 @@ def test_slots_are_reused_and_chunks_are_not() -> None:
     assert backend.pinned_bytes <= 2 * 128
 
 
+def test_a_chunk_begins_on_a_page() -> None:
+    """Its memory can be written past the system's cache as it is."""
+    backend = FakeBackend()
+    for value in range(5):
+        pixels = done(backend.collect(copy_of(backend, *launch(backend, value)))).pixels
+        assert pixels.ctypes.data % 4096 == 0
+
+
 def test_pinned_memory_is_a_preference(caplog: pytest.LogCaptureFixture) -> None:
     """Refused or capped, the same bytes arrive, with one warning."""
     for backend in (FakeBackend(pinned=False), FakeBackend(max_pinned_bytes=0)):

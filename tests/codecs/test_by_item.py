@@ -156,3 +156,15 @@ def test_flux2_denormalizes_patches(dtype: torch.dtype) -> None:
     assert torch.equal(denormalized, unpatchify(packed * std + mean))
     with pytest.raises(LatentsError, match="patches of 2x2, got height 3"):
         codec_for(vae).denormalize(noise(1, 4, 3, 2))
+
+
+@pytest.mark.parametrize("family", images.IMAGES, ids=lambda family: family.name)
+def test_bad_latents(family: images.Image) -> None:
+    """Every family refuses latents of another rank, other channels or nothing in them."""
+    codec = codec_for(family.make())
+    good = (3, *family.latents)
+    codec.check(good)
+
+    for shape in (good[:-1], (*good, 1), (3, good[1] + 1, *good[2:]), (0, *good[1:])):
+        with pytest.raises(LatentsError, match="expected .*got"):
+            codec.check(shape)

@@ -214,7 +214,7 @@ def test_noise_of_the_global_generator() -> None:
 
 
 def test_noise_of_a_generator() -> None:
-    """With a generator every stream draws the same, and neither it nor torch's own moves on."""
+    """Streams draw from a generator, and move it on, as ``vae.decode`` does torch's own."""
     vae = ltx_091()
     latents, call = noise(1, 8, 3, 2, 2), conditioned(vae)
     generator, state = seeded(), torch.random.get_rng_state()
@@ -222,12 +222,31 @@ def test_noise_of_a_generator() -> None:
 
     first, second = walk(codec, latents), walk(codec, latents)
 
-    assert torch.equal(first, second)
-    close(first, decode(vae, latents, **call))
-    assert (first - decode(vae, latents, seed=6, **call)).abs().max() > 0.1
-    assert torch.equal(generator.get_state(), seeded().get_state())
     assert torch.equal(torch.random.get_rng_state(), state)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(5)
+        for streamed in (first, second):
+            close(streamed, vae.decode(latents, return_dict=False, **call)[0])
+        assert torch.equal(generator.get_state(), torch.random.get_rng_state())
+    assert (first - second).abs().max() > 0.1
     assert codec.notes((1, 8, 3, 2, 2)) == ()
+
+
+@torch.no_grad()
+def test_noise_by_turns() -> None:
+    """Streams of one generator that take turns get the noise of calls one after another."""
+    vae = ltx_091()
+    latents, call = noise(1, 8, 3, 2, 2), conditioned(vae)
+    codec = codec_for(vae, {**call, "generator": seeded()})
+    decoders = [codec.decoder(), codec.decoder()]
+    parts = [[decoder.decode(piece) for decoder in decoders] for piece in pieces(codec, latents)]
+    parts += [[decoder.drain() for decoder in decoders] for _ in range(codec.drains(3))]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        for given in zip(*parts, strict=True):
+            streamed = torch.cat([part for part in given if part is not None], 2)
+            close(streamed, vae.decode(latents, return_dict=False, **call)[0])
 
 
 @pytest.mark.parametrize("slicing", [False, True])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from streamvae import UsageError, collect
+from streamvae import LatentsError, UsageError, collect
 from streamvae.codecs import codec_for
 from tests.codecs.walk import noise, walk, whole
 from tests.families import pictures
@@ -135,3 +135,15 @@ def test_plan(family: Picture) -> None:
     assert plan.frames == (1, 1, 1)
     assert (plan.device_bytes is None) == ("consistency" in family.name)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@every_picture
+def test_bad_latents(family: Picture) -> None:
+    """Latents of another rank, other channels or nothing in them are refused, naming what came."""
+    codec = codec_for(family.make(), family.call())
+    good = (3, *family.latents)
+    codec.check(good)
+
+    for shape in (good[:-1], (*good, 1), (3, good[1] + 1, *good[2:]), (0, *good[1:])):
+        with pytest.raises(LatentsError, match="expected .*got"):
+            codec.check(shape)

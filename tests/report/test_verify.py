@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan, AutoencoderOobleck
 from safetensors.torch import save_file
 
 from streamvae import (
@@ -22,6 +23,7 @@ from streamvae import (
 )
 from streamvae.abc import Codec
 from streamvae.codecs import ByItem, CachedCausal, Walk, codec_for
+from streamvae.codecs._halo import Oobleck
 from streamvae.report._compare import difference, equal_share
 from streamvae.report._sample import sample
 from streamvae.testing import TagCodec
@@ -159,6 +161,19 @@ def test_a_codec_that_forgets_is_different() -> None:
     assert 100 * found.tolerance < found.difference < math.inf
     assert found.sha256 != found.whole_sha256
     assert found.equal_bytes < 0.9
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_click_at_a_seam_is_different(side: str) -> None:
+    """Windows of sound that hear too little on one side are told from right ones."""
+    vae, latents = tiny.oobleck(strides=(2, 3, 5)), noise(1, 8, 40)
+    codec = Oobleck(vae, AutoencoderOobleck)
+    assert verify(codec, latents, latents_per_chunk=3).verdict != "different"
+
+    codec.reach = replace(codec.reach, **{side: getattr(codec.reach, side) // 2})
+    found = verify(codec, latents, latents_per_chunk=3)
+    assert found.verdict == "different"
+    assert found.frames == found.whole_frames
 
 
 def test_too_few_frames_are_different() -> None:

@@ -10,11 +10,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from streamvae._errors import ClosedError
-from streamvae.sinks import FileSink, NpyFile, RawFile, VideoFile
+from streamvae.sinks import FileSink, NpyFile, RawFile, VideoFile, Y4MFile
 from tests.sinks.streams import Rows, cut, describe, keep, left_in, psnr, read_mp4, read_raw, smooth
 
 CHUNKS = 40
@@ -65,6 +67,7 @@ def read(path: Path) -> Rows:
         pytest.param(lambda place: RawFile(place / "a.raw"), id="raw"),
         pytest.param(lambda place: NpyFile(place / "a.npy"), id="npy"),
         pytest.param(lambda place: VideoFile(place / "a.mp4", gop=4, crf=0), id="mp4"),
+        pytest.param(lambda place: Y4MFile(place / "a.y4m", matrix="bt709"), id="y4m"),
     ],
 )
 async def test_disk_full(sink: object, tmp_path: Path) -> None:
@@ -86,7 +89,7 @@ async def test_disk_full(sink: object, tmp_path: Path) -> None:
     assert not file.path.exists()
     left = read(file.partial)
     assert len(left) == done
-    if file.path.suffix == ".mp4":
+    if file.path.suffix in {".mp4", ".y4m"}:
         assert psnr(left, pictures[:done]) >= 38
     else:
         np.testing.assert_array_equal(left, pictures[:done])
@@ -151,6 +154,54 @@ def test_kill(tmp_path: Path) -> None:
     sink = NpyFile(tmp_path / "a.npy")
     asyncio.run(keep(sink, pictures[:5]))
     np.testing.assert_array_equal(np.load(sink.path), pictures[:5])
+
+
+#: As `WRITER`, into other files.
+OTHERS = """
+import asyncio, json, pathlib, sys
+import numpy as np
+from streamvae.sinks import Stills, WavFile, Y4MFile
+from tests.sinks.streams import cut, describe
+
+async def main(place):
+    video = [Y4MFile(place / "a.y4m", matrix="bt709"), Stills(place / "%d.png")]
+    wav = WavFile(place / "a.wav")
+    await wav.open(describe(sound, "sound", sample_rate=8000))
+    for sink in video:
+        await sink.open(describe(pictures))
+    for chunk, heard in zip(cut(pictures), cut(sound, "sound", (100,))):
+        await asyncio.gather(*(sink.write(chunk) for sink in video), wav.write(heard))
+        print(json.dumps([sink.committed for sink in (*video, wav)]), flush=True)
+    await asyncio.Event().wait()
+
+pictures = np.load(sys.argv[2])
+sound = np.arange(20000, dtype=np.float32)[:, None]
+asyncio.run(main(pathlib.Path(sys.argv[1])))
+"""
+
+
+def test_kill_others(tmp_path: Path) -> None:
+    """After SIGKILL y4m, sound and pictures are there as far as they were called committed."""
+    pictures, stills = smooth(600, 48, 64), tmp_path / "kept"
+    np.save(tmp_path / "pictures.npy", pictures)
+    stills.mkdir()
+    command = [sys.executable, "-c", OTHERS, str(stills), str(tmp_path / "pictures.npy")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        for _ in range(CHUNKS):
+            committed = json.loads(writer.stdout.readline())
+        writer.send_signal(signal.SIGKILL)
+        for line in writer.stdout:
+            committed = json.loads(line)
+    assert min(committed) > 100
+    video = read_mp4(stills / "a.y4m.partial")
+    assert psnr(video[: committed[0]], pictures[: committed[0]]) >= 38
+    for index in range(committed[1]):
+        with Image.open(stills / f"{index}.png") as still:
+            np.testing.assert_array_equal(np.asarray(still), pictures[index])
+    with av.open(stills / "a.wav.partial") as container:
+        heard = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]
+    assert np.concatenate(heard)[: committed[2]].tolist() == list(range(committed[2]))
 
 
 async def test_disk_full_during_abort(tmp_path: Path) -> None:

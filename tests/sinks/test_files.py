@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from streamvae._errors import ClosedError, UsageError
-from streamvae.sinks import FileSink, NpyFile, RawFile, VideoFile
+from streamvae.sinks import FileSink, NpyFile, RawFile, VideoFile, Y4MFile
 from tests.sinks.streams import cut, describe, keep, left_in
 
 Make = Callable[..., FileSink]
 
 FILES = [pytest.param(RawFile, "a.raw"), pytest.param(NpyFile, "a.npy")]
-FILES.append(pytest.param(VideoFile, "a.mp4"))
+FILES += [pytest.param(VideoFile, "a.mp4"), pytest.param(Y4MFile, "a.y4m")]
 every_file = pytest.mark.parametrize(("make", "name"), FILES)
 
 

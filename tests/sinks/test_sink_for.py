@@ -18,6 +18,17 @@ from tests.sinks.streams import keep
         ("a.raw", sinks.RawFile),
         (Path("a.b.NPY"), sinks.NpyFile),
         ("dir/a.mp4", sinks.VideoFile),
+        ("a.MKV", sinks.VideoFile),
+        ("a.mov", sinks.VideoFile),
+        ("a.webm", sinks.VideoFile),
+        ("a.m4a", sinks.AudioFile),
+        ("a.opus", sinks.AudioFile),
+        ("dir/a.y4m", sinks.Y4MFile),
+        ("a.wav", sinks.WavFile),
+        ("a.flac", sinks.FlacFile),
+        ("dir/%05d.png", sinks.Stills),
+        ("%d.JPEG", sinks.Stills),
+        ("one.webp", sinks.Stills),
     ],
 )
 def test_suffix_decides(path: str | os.PathLike[str], kind: type) -> None:
@@ -36,7 +47,7 @@ def test_a_sink_is_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["a.avi", "a", "mp4"])
 def test_unknown_suffix_lists_the_known(path: str) -> None:
     """An unknown suffix is refused with the list of those there are."""
-    with pytest.raises(UsageError, match=r"\.mp4, \.npy, \.raw, got '" + path):
+    with pytest.raises(UsageError, match=r"\.mp4, .*\.npy, \.raw, .*got '" + path):
         sinks.sink_for(path)
 
 

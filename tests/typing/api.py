@@ -12,6 +12,10 @@ import torch
 from PIL.Image import Image
 
 from streamvae import (
+    AVInfo,
+    AVStats,
+    AVStream,
+    Band,
     DeviceFrames,
     Frame,
     FrameStream,
@@ -30,9 +34,13 @@ from streamvae import (
     VideoFile,
     asave,
     collect,
+    collect_av,
     iter_decode,
+    iter_decode_av,
     save,
+    save_av,
     stream_decode,
+    stream_decode_av,
     stream_pipeline,
     verify,
 )
@@ -62,6 +70,43 @@ async def streaming(latents: torch.Tensor, pipe: object) -> None:
     await stream.aclose()
 
 
+async def with_sound(video: torch.Tensor, audio: torch.Tensor, pipe: object) -> None:
+    """Video and its sound are one stream, of a pipeline or of a pair of decoders."""
+    assert_type(stream_decode_av(video, audio, pipe, fps=24), AVStream)
+    async with stream_decode_av(video, audio, (pipe, (pipe, pipe)), fps=24.0) as stream:
+        assert_type(stream, AVStream)
+        assert_type(stream.info, AVInfo)
+        assert_type((stream.info.video, stream.info.audio), tuple[StreamInfo, StreamInfo])
+        async for frame in stream:
+            assert_type(frame, Frame)
+            assert_type(frame.is_sound, bool)
+        assert_type(stream.stats, AVStats)
+        assert_type(stream.stats.video, StreamStats)
+    stream = stream_decode_av(
+        video,
+        audio,
+        pipe,
+        video_sinks="out.mp4",
+        audio_sinks=["out.npy", own_sink],
+        audio_latents_per_chunk=4,
+        call={"frame_rate": 24.0},
+    )
+    assert_type(await stream.finish(), AVStats)
+    both = await stream.collect()
+    assert_type(both, tuple[Array | torch.Tensor, Array | torch.Tensor])
+    async for chunk in stream.chunks():
+        assert_type(chunk, HostChunk | DeviceFrames)
+    assert_type(
+        collect_av(video, audio, pipe, fps=24), tuple[Array | torch.Tensor, Array | torch.Tensor]
+    )
+    for frame in iter_decode_av(video, audio, pipe, fps=24, audio_sinks="out.npy", mode="fast"):
+        assert_type(frame, Frame)
+    stream_decode_av(video, audio)  # type: ignore[call-arg]
+    stream_decode_av(video, audio, pipe, sinks="out.mp4")
+    stream_decode_av(video, audio, pipe, sinks=lambda chunk: None)  # type: ignore[arg-type]
+    assert_type(save_av(video, audio, pipe, sinks=["a.mp4", VideoFile("b.mkv")]), AVStats)
+
+
 async def generating(pipe: object) -> None:
     """A pipeline is run first; what is no option of a stream is an argument of its call."""
     assert_type(stream_pipeline(pipe, prompt="a cat", num_inference_steps=4), FrameStream)
@@ -83,6 +128,7 @@ async def whole(latents: torch.Tensor) -> None:
     """What gives more than a frame at a time."""
     async for chunk in stream_decode(latents).chunks():
         assert_type(chunk, HostChunk | DeviceFrames)
+        assert_type(chunk.band, Band | None)
         assert_type(len(chunk), int)
         assert_type(chunk.frames(24.0), Iterator[Frame])
     assert_type(await stream_decode(latents).finish(), StreamStats)
@@ -163,6 +209,8 @@ async def options(latents: torch.Tensor, pipe: object) -> None:
         progress=lambda done, total: [done, total],
         timeout=60,
         sink_timeout=5,
+        write_timeout=20,
+        on_sink_error="continue",
         nonfinite="warn",
     )
     stream_decode(latents, pipe, device="cuda:0", progress=True)

@@ -17,7 +17,8 @@ from tests import tiny
 from tests.families.causal import mochi
 from tests.families.lookahead import ltx_091
 from tests.families.windows import allegro
-from tests.test_cli import environment, one_error
+
+from .command import environment, one_error
 
 LATENTS = torch.randn(1, 4, 3, 2, 3, generator=torch.Generator().manual_seed(0))
 
@@ -85,6 +86,7 @@ def test_tiling(invoke: Invoke) -> None:
 BAD = {
     "no such latents": (("vae", "none.safetensors"), "found none at"),
     "latents by another suffix": (("no vae either", "z.txt"), "expected a file of latents"),
+    "no latents in the file": (("no vae either", "z.npy"), "to be a .npy file"),
     "no such vae": (("./not/there",), "./not/there"),
     "latents of another vae": (("vae", "wide.safetensors"), "C = 4"),
     "inexact chunks": (("vae", "z.safetensors", "--latents-per-chunk", "2"), "mode='fast'"),
@@ -97,6 +99,7 @@ def test_bad_input_is_one_line(case: str, invoke: Invoke) -> None:
     """What cannot be compared is said in one line, with exit code 2."""
     args, said = BAD[case]
     Path("z.txt").write_text("no latents")
+    Path("z.npy").write_text("no latents")
     save_file({"latents": LATENTS.repeat(1, 2, 1, 1, 1)}, "wide.safetensors")
     assert said in one_error(invoke(*args), 2)
 
