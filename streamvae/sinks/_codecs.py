@@ -110,7 +110,7 @@ CODECS: Mapping[CodecName, VideoCodec] = {
         # QuickTime and Safari play hvc1 only.
         VideoCodec("hevc", "libx265", SPEEDS, "superfast", 51, 18, _x265, tag="hvc1"),
         VideoCodec("vp9", "libvpx-vp9", range(10), 8, 63, 24, _vpx),
-        VideoCodec("av1", "libsvtav1", range(14), 10, 63, 24),
+        VideoCodec("av1", "libsvtav1", range(14), 10, 63, 22),
         VideoCodec("ffv1", "ffv1", exact=True),
     )
 }

@@ -54,8 +54,8 @@ class VideoFile(FileSink):
         fps: Frames a second; by default the stream's. 23.976, 29.97 and 59.94 mean 24000/1001 and
             so on.
         codec: By default VP9 for ``.webm``, H.264 for the others.
-        crf: Quality, 0 is the best (and largest). By default 18 (H.264, HEVC) or 24 (VP9, AV1):
-            hard to tell from the original.
+        crf: Quality, 0 is the best (and largest). By default 18 (H.264, HEVC), 24 (VP9), 22
+            (AV1): hard to tell from the original.
         preset: Time for size. By default ``"veryfast"`` (H.264), ``"superfast"`` (HEVC), 8 (VP9),
             10 (AV1).
         gop: Frames from one keyframe to the next at most; by default those of a second. What a
