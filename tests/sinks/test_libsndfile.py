@@ -15,9 +15,9 @@ from tests.sinks.streams import keep
 @pytest.mark.parametrize(
     ("make", "name", "steps"),
     [
-        (lambda path: WavFile(path), "a.wav", 0),
+        (WavFile, "a.wav", 0),
         (lambda path: WavFile(path, samples="int16"), "a.wav", 2**15),
-        (lambda path: FlacFile(path), "a.flac", 2**23),
+        (FlacFile, "a.flac", 2**23),
         (lambda path: FlacFile(path, bits=16), "a.flac", 2**15),
     ],
 )
