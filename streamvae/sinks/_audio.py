@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from importlib.util import find_spec
@@ -13,16 +12,14 @@ from streamvae._errors import MissingDependencyError, UsageError
 
 from ._codecs import SOUNDS, expect_encoder
 from ._durable import Sync
-from ._file import FileSink
 from ._shared import SharedFile
+from ._sound_file import SoundFile
 
 if TYPE_CHECKING:
     from ._sound_encoder import SoundEncoder
 
-_log = logging.getLogger("streamvae")
 
-
-class AudioFile(FileSink):
+class AudioFile(SoundFile):
     """Sound in AAC (``.m4a``) or Opus (``.opus``): mono or stereo, clipped to [-1, 1].
 
     Rates that the encoder does not take become 48 kHz, which the log says: AAC takes 48, 44.1, 24
@@ -50,16 +47,15 @@ class AudioFile(FileSink):
         overwrite: bool = False,
         sync: Sync = "none",
     ) -> None:
-        super().__init__(path, overwrite=overwrite, sync=sync)
+        super().__init__(path, sample_rate=sample_rate, overwrite=overwrite, sync=sync)
         if find_spec("av") is None:
             raise MissingDependencyError("av", "writing AAC and Opus", "video")
         suffix = self.path.suffix.lower()
         if suffix not in SOUNDS:
             raise UsageError(f"expected a path ending in {' or '.join(SOUNDS)}, got {suffix!r}")
-        for name, value in (("bitrate", bitrate), ("sample_rate", sample_rate)):
-            if value is not None and value < 1:
-                raise UsageError(f"expected {name} to be at least 1, got {value}")
-        self._bitrate, self._rate = bitrate, sample_rate
+        if bitrate is not None and bitrate < 1:
+            raise UsageError(f"expected bitrate to be at least 1, got {bitrate}")
+        self._bitrate = bitrate
         self._shared = SharedFile(self._partial, SOUNDS[suffix])
         self._encoder: SoundEncoder | None = None
 
@@ -71,18 +67,11 @@ class AudioFile(FileSink):
             return 0
         if muxer.whole:
             return self._accepted
-        return min(self._accepted, math.floor(muxer.until * (self._rate or 0)))
+        return min(self._accepted, math.floor(muxer.until * self._rate))
 
     def check(self, info: StreamInfo) -> None:
         """Refuse pictures, several pieces of sound, a missing sample rate or encoder."""
         super().check(info)
-        if info.kind != "sound":
-            raise UsageError(f"sink {self.name} keeps sound; got {info.kind}")
-        self._rate = self._rate or info.sample_rate
-        if self._rate is None:
-            raise UsageError(
-                f"sink {self.name} needs samples a second; expected sample_rate=..., got none"
-            )
         import av
 
         expect_encoder(self._shared.kind.sound, av.codecs_available, av.__version__)
@@ -115,13 +104,6 @@ class AudioFile(FileSink):
         self._shared.stop(self)
 
     def _begin(self, channels: int) -> SoundEncoder:
-        from ._sound_encoder import LAYOUTS, SoundEncoder, kept_rate
+        from ._sound_encoder import encoder_into
 
-        if channels not in LAYOUTS:
-            raise UsageError(f"sink {self.name}: expected 1 or 2 channels, got {channels}")
-        encoder, rate = self._shared.kind.sound, self._rate or 0
-        if (kept := kept_rate(encoder, rate)) != rate:
-            _log.info("sink %s: %d Hz become %d Hz, for %s", self.name, rate, kept, encoder)
-        made = SoundEncoder(self._shared.writer(), encoder, rate, channels, self._bitrate)
-        self._shared.add(made)
-        return made
+        return encoder_into(self._shared, self.name, self._rate, channels, self._bitrate)

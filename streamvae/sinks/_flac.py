@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from streamvae._chunks import Array, HostChunk, StreamInfo
+from streamvae._chunks import Array, HostChunk
 from streamvae._errors import MissingDependencyError, UsageError
 
 from ._durable import Sync
-from ._file import FileSink
+from ._sound_file import SoundFile
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _LAYOUTS = {1: "mono", 2: "stereo"}
 
 
-class FlacFile(FileSink):
+class FlacFile(SoundFile):
     """Sound in FLAC: mono or stereo, 24 or 16 bits; what is beyond [-1, 1] is cut off.
 
     `committed` counts the samples in whole FLAC frames, so it lags behind what was accepted by up
@@ -51,14 +51,12 @@ class FlacFile(FileSink):
         overwrite: bool = False,
         sync: Sync = "none",
     ) -> None:
-        super().__init__(path, overwrite=overwrite, sync=sync)
+        super().__init__(path, sample_rate=sample_rate, overwrite=overwrite, sync=sync)
         if find_spec("av") is None:
             raise MissingDependencyError("av", "writing FLAC", "video")
         if bits not in {16, 24}:
             raise UsageError(f"expected 16 or 24 bits, got {bits}")
-        if sample_rate is not None and sample_rate < 1:
-            raise UsageError(f"expected a sample_rate of at least 1, got {sample_rate}")
-        self._bits, self._rate = bits, sample_rate
+        self._bits = bits
         self._safe = 0
         self._container: OutputContainer | None = None
         self._stream: AudioStream
@@ -68,17 +66,6 @@ class FlacFile(FileSink):
     def committed(self) -> int:
         """Samples in whole FLAC frames; all of them once the file is closed."""
         return self._safe
-
-    def check(self, info: StreamInfo) -> None:
-        """Refuse pictures, several pieces of sound and a missing sample rate."""
-        super().check(info)
-        if info.kind != "sound":
-            raise UsageError(f"sink {self.name} keeps sound; got {info.kind}")
-        self._rate = self._rate or info.sample_rate
-        if self._rate is None:
-            raise UsageError(
-                f"sink {self.name} needs samples a second; expected sample_rate=..., got none"
-            )
 
     def put(self, chunk: HostChunk) -> None:
         """Encode a chunk."""
@@ -92,7 +79,7 @@ class FlacFile(FileSink):
             format="s32" if self._bits == 24 else "s16",
             layout=_LAYOUTS[rows.shape[1]],
         )
-        frame.sample_rate, frame.pts = self._rate or 0, self._accepted
+        frame.sample_rate, frame.pts = self._rate, self._accepted
         self._mux(frame)
 
     def finish(self) -> None:

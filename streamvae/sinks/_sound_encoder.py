@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from fractions import Fraction
 
 import numpy as np
@@ -9,8 +10,12 @@ from av import AudioFrame
 from av.audio.stream import AudioStream
 
 from streamvae._chunks import Array
+from streamvae._errors import UsageError
 
 from ._muxer import Muxer
+from ._shared import SharedFile
+
+_log = logging.getLogger("streamvae")
 
 LAYOUTS = {1: "mono", 2: "stereo"}
 
@@ -85,3 +90,21 @@ class SoundEncoder:
 def kept_rate(encoder: str, rate: int) -> int:
     """Samples a second in the file, for sound of ``rate``."""
     return rate if rate in RATES[encoder] else RATES[encoder][0]
+
+
+def encoder_into(
+    shared: SharedFile, sink: str, rate: int, channels: int, bitrate: int | None
+) -> SoundEncoder:
+    """An encoder of the file's kind, whose track ``shared`` completes.
+
+    Raises:
+        UsageError: Neither mono nor stereo, said in the name of ``sink``.
+    """
+    if channels not in LAYOUTS:
+        raise UsageError(f"sink {sink}: expected 1 or 2 channels, got {channels}")
+    encoder = shared.kind.sound
+    if (kept := kept_rate(encoder, rate)) != rate:
+        _log.info("sink %s: %d Hz become %d Hz, for %s", sink, rate, kept, encoder)
+    made = SoundEncoder(shared.writer(), encoder, rate, channels, bitrate)
+    shared.add(made)
+    return made

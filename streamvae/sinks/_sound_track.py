@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -17,8 +16,6 @@ from ._thread import ThreadSink
 
 if TYPE_CHECKING:
     from ._sound_encoder import SoundEncoder
-
-_log = logging.getLogger("streamvae")
 
 #: Seconds of a packet of sound at most: one that straddles a keyframe may come after it.
 _PACKET = Fraction(1, 20)
@@ -116,17 +113,10 @@ class SoundTrack(ThreadSink):
         self._shared.stop(self)
 
     def _begin(self, channels: int) -> SoundEncoder:
-        from ._sound_encoder import LAYOUTS, SoundEncoder, kept_rate
+        from ._sound_encoder import encoder_into
 
-        if channels not in LAYOUTS:
-            raise UsageError(f"sink {self.name}: expected 1 or 2 channels, got {channels}")
         self._channels = channels
-        encoder, rate = self._shared.kind.sound, self._rate
-        if (kept := kept_rate(encoder, rate)) != rate:
-            _log.info("sink %s: %d Hz become %d Hz, for %s", self.name, rate, kept, encoder)
-        made = SoundEncoder(self._shared.writer(), encoder, rate, channels, self._bitrate)
-        self._shared.add(made)
-        return made
+        return encoder_into(self._shared, self.name, self._rate, channels, self._bitrate)
 
     def _expect_one(self, batch: int) -> None:
         if batch != 1:

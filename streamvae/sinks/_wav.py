@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from streamvae._chunks import Array, HostChunk, StreamInfo
+from streamvae._chunks import Array, HostChunk
 from streamvae._errors import UsageError
 
 from ._durable import Sync
-from ._file import FileSink
+from ._sound_file import SoundFile
 
 Samples = Literal["float32", "int16"]
 
@@ -22,7 +22,7 @@ HEADER = 12 + 8 + 18 + 8 + 4 + 8
 _LARGEST = 2**32 - 1 - HEADER
 
 
-class WavFile(FileSink):
+class WavFile(SoundFile):
     """Sound in RIFF WAVE: samples (N, C), one piece.
 
     The sizes in the header are right after every chunk: the samples go first, then the count, in
@@ -49,25 +49,12 @@ class WavFile(FileSink):
         overwrite: bool = False,
         sync: Sync = "none",
     ) -> None:
-        super().__init__(path, overwrite=overwrite, sync=sync)
+        super().__init__(path, sample_rate=sample_rate, overwrite=overwrite, sync=sync)
         if samples not in {"float32", "int16"}:
             raise UsageError(f"expected samples='float32' or 'int16', got {samples!r}")
-        if sample_rate is not None and sample_rate < 1:
-            raise UsageError(f"expected a sample_rate of at least 1, got {sample_rate}")
-        self._samples, self._rate = samples, sample_rate
+        self._samples = samples
         self._width = 4 if samples == "float32" else 2
         self._channels = 0
-
-    def check(self, info: StreamInfo) -> None:
-        """Refuse pictures, several pieces of sound and a missing sample rate."""
-        super().check(info)
-        if info.kind != "sound":
-            raise UsageError(f"sink {self.name} keeps sound; got {info.kind}")
-        self._rate = self._rate or info.sample_rate
-        if self._rate is None:
-            raise UsageError(
-                f"sink {self.name} needs samples a second; expected sample_rate=..., got none"
-            )
 
     def put(self, chunk: HostChunk) -> None:
         """Append a chunk, then count it in.
@@ -114,7 +101,7 @@ class WavFile(FileSink):
         return HEADER + samples * self._channels * self._width
 
     def _count(self, samples: int) -> None:
-        rate, block = self._rate or 0, self._channels * self._width
+        rate, block = self._rate, self._channels * self._width
         data = samples * block
         form = (3 if self._width == 4 else 1, self._channels, rate, rate * block, block)
         self._file.seek(0)

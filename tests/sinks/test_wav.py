@@ -76,7 +76,7 @@ async def test_what_is_refused(tmp_path: Path, sound: np.ndarray, frames: np.nda
         await WavFile(tmp_path / "a.wav").open(describe(sound, "sound"))
     with pytest.raises(UsageError, match="expected samples='float32' or 'int16', got 'mp3'"):
         WavFile(tmp_path / "a.wav", samples="mp3")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="sample_rate of at least 1, got 0"):
+    with pytest.raises(UsageError, match="sample_rate to be at least 1, got 0"):
         WavFile(tmp_path / "a.wav", sample_rate=0)
     sink = WavFile(tmp_path / "a.wav", sample_rate=8000)
     await sink.open(describe(sound, "sound"))
