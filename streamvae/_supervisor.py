@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import replace
 from functools import partial
 
@@ -23,12 +23,13 @@ from ._pipeline import Pipeline
 from ._progress import Reporter
 from ._recipe import Preparation, Recipe
 from ._source import resolve
+from ._spans import Log, clock_of
 from ._stats import Book, StreamStats
 from ._tee import Tee
 from ._threads import Worker, outcome
 from .abc import Backend, ChunkPlan, Codec
 from .backends import for_device
-from .fast import EAGER, fastest
+from .fast import EAGER, fastest, launched
 from .latents import LatentSource, TensorSource, cut, gathered, viewed, whole
 
 Chunk = HostChunk | DeviceFrames
@@ -75,17 +76,26 @@ class Supervisor:
             abort_timeout=options.sink_timeout,
         )
         self._reporter = Reporter(options.progress)
-        self._clock = asyncio.get_running_loop().time
-        self.pipeline = Pipeline(options.queue_size, self._clock)
-        self.book = Book(began=self._clock())
-        self.info: StreamInfo | None = None
+        self._clock = clock_of(asyncio.get_running_loop())
+        began = self._clock()
+        self._log = Log(self._clock, began)
+        self.pipeline = Pipeline(options.queue_size, self._clock, self._log.visit)
+        self.book = Book(began=began, log=self._log)
+        self._info: StreamInfo | None = None
         self.outlet: MemoryObjectReceiveStream[Chunk] | None = None
         self.loaded = asyncio.Event()
         self.opened = asyncio.Event()
         self.stuck = self.tee.stuck
         self.unwatched = False
         self._notes: tuple[str, ...] = ()
-        self._step = EAGER
+        self._step: Callable[[], str] = lambda: EAGER
+
+    @property
+    def info(self) -> StreamInfo | None:
+        """What is known; how chunks are decoded may turn out other than it was said."""
+        if self._info is not None and self._info.step != self._step():
+            self._info = replace(self._info, step=self._step())
+        return self._info
 
     @property
     def sized(self) -> bool:
@@ -117,6 +127,7 @@ class Supervisor:
                 self.book.opened = self._clock()
                 self.opened.set()
                 await self.pipeline.run()
+                self.book.flowed = self._clock()
                 self._check_count(recipe)
             await self.tee.close()
         except BaseException as error:
@@ -125,6 +136,7 @@ class Supervisor:
                 error.add_note(note)
             raise
         finally:
+            self._log.close()
             self.book.ended = self._clock()
             self._reporter.close()
 
@@ -134,7 +146,7 @@ class Supervisor:
     ) -> AsyncGenerator[tuple[AsyncIterator[LatentChunk], Recipe, Backend], None]:
         """Everything opened for decoding, and given back."""
         try:
-            codec, preparation, place = await self._load()
+            codec, preparation, place, backend = await self._load()
             device, _ = place
             self._latents = viewed(self._latents, preparation.view)
             await self._latents.open()
@@ -142,28 +154,29 @@ class Supervisor:
                 self._latents = await gathered(self._latents, codec)
                 self._notes = (_GATHERED.format(codec.family),)
             plan = self._cut(codec)
-            self.info = described(
+            info = described(
                 codec,
                 plan,
                 self._options,
-                step=self._step,
+                step=self._step(),
                 device=device,
                 latents_shape=self._latents.shape,
             )
-            backend = self._options.backend or for_device(device)
+            self._info = info
             self.loaded.set()
             latents, everything = await self._known(codec)
             async with contextlib.aclosing(cut(latents, plan, codec)) as chunks:
                 del latents
                 first = await anext(chunks)
-                self.info = shaped(self.info, codec, first, self._options, preparation)
-                self.info = noted(self.info, codec, first, self._notes)
-                planes = self.unwatched and planar(self.info, self._options.sinks, backend)
+                info = shaped(info, codec, first, self._options, preparation)
+                info = noted(info, codec, first, self._notes)
+                planes = self.unwatched and planar(info, self._options.sinks, backend)
                 if planes:
-                    self.info = replace(self.info, pixel_format="yuv420p")
+                    info = replace(info, pixel_format="yuv420p")
+                self._info = info
                 if self._identification is not None:
-                    await self._identification.begin(codec, self.info)
-                await self.tee.open(self.info)
+                    await self._identification.begin(codec, info)
+                await self.tee.open(info)
                 recipe = Recipe(
                     codec,
                     codec.decoder(),
@@ -207,10 +220,10 @@ class Supervisor:
         length = None if shape is None or len(shape) <= codec.axis else shape[codec.axis]
         return codec.cut(length, self._options.latents_per_chunk, self._options.mode)
 
-    async def _load(self) -> tuple[Codec, Preparation, Place]:
+    async def _load(self) -> tuple[Codec, Preparation, Place, Backend]:
         """Load weights on a thread of their own, which ends with it."""
 
-        def load() -> tuple[Codec, Preparation, Place]:
+        def load() -> tuple[Codec, Preparation, Place, Backend]:
             options = self._options
             codec, preparation = resolve(
                 self._source,
@@ -219,9 +232,14 @@ class Supervisor:
                 call=options.call,
             )
             place = (codec.device, codec.dtype)
-            if options.mode == "fast":
-                codec, self._step = fastest(codec, place[0])
-            return codec, preparation, place
+            backend = options.backend or for_device(place[0])
+            graphs = getattr(backend, "graphs", None)
+            codec, self._step = (
+                fastest(codec, place[0], graphs)
+                if options.mode == "fast"
+                else launched(codec, graphs)
+            )
+            return codec, preparation, place, backend
 
         worker = Worker("streamvae load")
         future = worker.submit(load)
@@ -232,8 +250,10 @@ class Supervisor:
         self, chunks: AsyncIterator[LatentChunk], recipe: Recipe, backend: Backend
     ) -> None:
         """Wire the stages; what the last one gives is counted."""
-        options, connect = self._options, self.pipeline.connect
-        decode = partial(stages.decode, recipe=recipe, backend=backend, timeout=options.timeout)
+        options, connect, log = self._options, self.pipeline.connect, self._log
+        decode = partial(
+            stages.decode, recipe=recipe, backend=backend, timeout=options.timeout, log=log
+        )
         on_device = connect("decode", decode, chunks)
         if options.output == "device":
             settle = partial(
@@ -242,6 +262,7 @@ class Supervisor:
                 kind=recipe.codec.kind,
                 nonfinite=options.nonfinite,
                 timeout=options.timeout,
+                log=log,
             )
             self.outlet = connect("settle", settle, on_device, self._passed)
         else:
@@ -251,9 +272,10 @@ class Supervisor:
                 kind=recipe.codec.kind,
                 nonfinite=options.nonfinite,
                 timeout=options.timeout,
+                log=log,
             )
             on_host = connect("download", download, on_device)
-            persist = partial(stages.persist, tee=self.tee)
+            persist = partial(stages.persist, tee=self.tee, log=log)
             self.outlet = connect("persist", persist, on_host, self._passed)
         self.book.stages = self.pipeline.times
 

@@ -1,22 +1,27 @@
-"""Faster steps than an autoencoder's own decoder, for ``mode="fast"``; each measured and verified.
+"""Faster ways to launch and to compute a chunk than an autoencoder's own decoder, each verified.
 
-A step is taken only where it is known to give the same frames within rounding, from the weights
-as they are. Where it is not, the autoencoder's own decoder runs, and the reason is said.
+A graph launches the same kernels as one: the same bits. Other steps, for ``mode="fast"``, give the
+same frames within rounding, from the weights as they are. Where one is not to be had, the
+autoencoder's own decoder runs, kernel by kernel, and the reason is said.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
+from streamvae._graphs import Graphs
 from streamvae.abc import Codec
 
 from ._fastvae import FusedWan, fused
+from ._graphed import GraphedCausal, graphed
+from ._slots import release
 
-__all__ = ["EAGER", "FusedWan", "Stepped", "fastest"]
+__all__ = ["EAGER", "FusedWan", "GraphedCausal", "Stepped", "fastest", "launched", "release"]
 
-#: How `streamvae.StreamInfo.step` calls the autoencoder's own decoder.
+#: How `streamvae.StreamInfo.step` calls the autoencoder's own decoder, launched kernel by kernel.
 EAGER = "eager"
 
 
@@ -25,21 +30,42 @@ class Stepped(NamedTuple):
 
     Attributes:
         codec: Decodes with the step.
-        step: For people: ``"fastvae 0.1.0"``, or ``"eager"`` and why it is nothing faster.
+        step: Says, for people, how: ``"graph"``, ``"fastvae 0.1.0"``, or ``"eager"`` and why it is
+            nothing faster. It may have to take back what it said when chunks are launched.
     """
 
     codec: Codec
-    step: str
+    step: Callable[[], str]
 
 
-def fastest(codec: Codec, device: torch.device) -> Stepped:
-    """Find the fastest step for a codec; the codec itself where there is none.
+def fastest(codec: Codec, device: torch.device, graphs: Graphs | None = None) -> Stepped:
+    """Find the fastest step for a codec; `launched` where there is none.
 
     Args:
         codec: Any.
         device: Where it will decode.
+        graphs: The device's, if it has them.
     """
     faster = fused(codec, device)
     if isinstance(faster, FusedWan):
-        return Stepped(faster, faster.step_name)
-    return Stepped(codec, f"{EAGER} ({faster})" if faster else EAGER)
+        name = faster.step_name
+        return Stepped(faster, lambda: name)
+    return launched(codec, graphs, faster)
+
+
+def launched(codec: Codec, graphs: Graphs | None = None, why: str = "") -> Stepped:
+    """Have a codec's chunks launched as graphs, where that can be done; the bits are the same.
+
+    Args:
+        codec: Any.
+        graphs: The device's, if it has them.
+        why: What else is to be said.
+    """
+    same = graphed(codec, graphs)
+    if not isinstance(same, GraphedCausal):
+        said = "; ".join(filter(None, (why, same)))
+        name = f"{EAGER} ({said})" if said else EAGER
+        return Stepped(codec, lambda: name)
+    if why:
+        return Stepped(same, lambda: f"{same.step_name}; {why}")
+    return Stepped(same, lambda: same.step_name)

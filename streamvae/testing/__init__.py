@@ -7,6 +7,7 @@ show: memory that is read early, reused early or let go early holds `POISON`.
 from ._backend import Census, FakeBackend
 from ._codec import TagCodec, TagDecoder
 from ._device import POISON, FakeDevice, FakeEvent, ManualEvent, poison
+from ._graphs import FakeGraph, FakeGraphs
 from ._loop import VirtualLoop, run_virtual
 from ._sinks import MemorySink, StuckSink
 from ._sources import one_by_one, stuck_after, tagged_latents
@@ -17,6 +18,8 @@ __all__ = [
     "FakeBackend",
     "FakeDevice",
     "FakeEvent",
+    "FakeGraph",
+    "FakeGraphs",
     "ManualEvent",
     "MemorySink",
     "StuckSink",

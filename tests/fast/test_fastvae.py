@@ -51,7 +51,7 @@ def fused(vae: nn.Module) -> Codec:
     """The codec for a CUDA device, where there may be none: what it launches runs anywhere."""
     stepped = fastest(codec_for(vae), CUDA)
     assert isinstance(stepped.codec, FusedWan)
-    assert stepped.step.startswith("fastvae")
+    assert stepped.step().startswith("fastvae")
     return stepped.codec
 
 
@@ -140,7 +140,7 @@ def test_says_why_not(change: Callable[[nn.Module], object], why: str) -> None:
     change(vae)
     codec, step = fastest(codec_for(vae), CUDA)
     assert not isinstance(codec, FusedWan)
-    assert step.startswith("eager (")
+    assert step().startswith("eager (")
     assert why in step
 
 
@@ -157,8 +157,8 @@ async def test_info_says_the_step() -> None:
 @pytest.mark.skipif(INSTALLED, reason="fastvae is installed")
 def test_not_installed() -> None:
     """Without the package Wan's own decoder runs; other families do not ask for it."""
-    assert "fastvae, which is faster" in fastest(codec_for(tiny.wan21()), CUDA).step
-    assert fastest(codec_for(tiny.qwen_image()), CUDA).step == "eager"
+    assert "fastvae, which is faster" in fastest(codec_for(tiny.wan21()), CUDA).step()
+    assert fastest(codec_for(tiny.qwen_image()), CUDA).step() == "eager"
 
 
 @pytest.mark.usefixtures("fastvae")

@@ -1,0 +1,155 @@
+"""CUDA graphs, recorded beside whatever else the process does on the device."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable
+
+import torch
+
+from streamvae._errors import UsageError
+
+_log = logging.getLogger("streamvae")
+
+#: One capture at a time in a process: captures on several devices share the caching allocator.
+_CAPTURING = threading.Lock()
+
+#: Sets what idle graphs may keep, in bytes.
+VARIABLE = "STREAMVAE_IDLE_GRAPH_BYTES"
+
+
+class CudaGraph:
+    """See `streamvae._graphs.Graph`."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, result: torch.Tensor) -> None:
+        self._graph = graph
+        self._result = result
+
+    def replay(self) -> torch.Tensor:
+        """See `streamvae._graphs.Graph.replay`."""
+        self._graph.replay()
+        return self._result
+
+
+class CudaGraphs:
+    """See `streamvae._graphs.Graphs`; one for each device.
+
+    Graphs are launched one after the other in one stream, and what a chunk gives is read out
+    before the next launch: so they can share the memory between their kernels, one pool for all.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._retired: list[tuple[torch.cuda.Event, object]] = []
+        self._pool: torch.cuda._POOL_HANDLE | None = None
+        self._living: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
+
+    @functools.cached_property
+    def idle_bytes(self) -> int:
+        """An eighth of the device's memory, or what the environment says.
+
+        Raises:
+            UsageError: It says something else than a number of bytes.
+        """
+        said = os.environ.get(VARIABLE)
+        if said is None:
+            return torch.cuda.get_device_properties(self._device).total_memory // 8
+        if not said.isdecimal():
+            raise UsageError(f"expected {VARIABLE} to be a number of bytes, got {said!r}")
+        return int(said)
+
+    def _shared(self) -> tuple[torch.cuda._POOL_HANDLE, list[torch.cuda.CUDAGraph]]:
+        """The pool, and graphs that keep it: a pool that lost its last graph must not come back.
+
+        torch frees its memory then, also from under a graph that was recorded into it later.
+        """
+        living = list(self._living)
+        if self._pool is None or not living:
+            with torch.cuda.device(self._device):
+                self._pool = torch.cuda.graph_pool_handle()
+        return self._pool, living
+
+    def room(self) -> int:
+        """What the driver has left, and what torch has cached."""
+        free, _ = torch.cuda.mem_get_info(self._device)
+        cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(
+            self._device
+        )
+        return int(free) + max(cached, 0)
+
+    def reserved(self) -> int:
+        """See `streamvae._graphs.Graphs.reserved`."""
+        return torch.cuda.memory_reserved(self._device)
+
+    def capture(self, work: Callable[[], torch.Tensor]) -> CudaGraph:
+        """See `streamvae._graphs.Graphs.capture`.
+
+        Not by ``torch.cuda.graph()``, which waits for the whole device and empties its cache:
+        other streams of the process would stand still. Errors are the capturing thread's own
+        (``thread_local``): another thread may ask for its events meanwhile.
+        """
+        self._reap()
+        graph = torch.cuda.CUDAGraph()
+        with _CAPTURING:
+            pool, living = self._shared()
+            try:
+                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            except BaseException:
+                self._release(pool)
+                raise
+            try:
+                result = work()
+            except BaseException:
+                self._give_up(graph, pool)
+                raise
+            try:
+                graph.capture_end()
+            except BaseException:
+                self._release(pool)
+                raise
+            self._living.add(graph)
+            living.clear()
+        return CudaGraph(graph, result)
+
+    def _give_up(self, graph: torch.cuda.CUDAGraph, pool: torch.cuda._POOL_HANDLE) -> None:
+        """End a capture that went wrong; the first error is the one to tell of."""
+        try:
+            graph.capture_end()
+        except Exception as error:  # noqa: BLE001
+            _log.debug("ending a capture that had failed: %s", error)
+            self._release(pool)
+
+    def _release(self, pool: torch.cuda._POOL_HANDLE) -> None:
+        """Send this stream's allocations where they went before.
+
+        A capture that something made invalid is not ended by torch as far as its allocator is
+        concerned (``CUDAGraph::capture_end`` raises before that): without this all that is decoded
+        later would be allocated in the graphs' pool.
+        """
+        index = self._device.index or 0
+        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            call = getattr(torch._C, name, None)
+            if call is not None:
+                with contextlib.suppress(Exception):
+                    call(index, pool)
+        if not self._living:
+            self._pool = None
+
+    def retire(self, thing: object) -> None:
+        """See `streamvae._graphs.Graphs.retire`."""
+        self._reap()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        self._retired.append((event, thing))
+
+    def _reap(self) -> None:
+        self._retired = [(event, thing) for event, thing in self._retired if not _over(event)]
+
+
+def _over(event: torch.cuda.Event) -> bool:
+    return bool(event.query())  # type: ignore[no-untyped-call]
