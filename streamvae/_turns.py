@@ -3,32 +3,95 @@
 Streams on several loops and threads share one device. Both of its scarce things, unfinished
 launches and pinned slots, are handed out here. A ticket is an ``Event``: flow code waits for its
 turn with the same polling adapter that waits for the device, so nobody blocks a thread.
+
+Note [Fair turns]
+-----------------
+A stream asks for its next turn when it has had the last one, so it has one ticket in the queue at
+most, and first come first served is taking turns. A `Line` says more of a stream: its first turn
+goes before the later ones of others, so that whoever comes last sees a picture first, and a
+preview's turns go behind all others. Nobody is overtaken more than `PATIENCE` times: after that a
+ticket is served in the order of asking, whatever it is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
-from collections import deque
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Literal
 
 from ._events import Event
+from ._pace import Pace
+
+#: ``"final"``: frames that are kept. ``"preview"``: frames that somebody may look at meanwhile.
+Priority = Literal["final", "preview"]
+
+#: How often a ticket is overtaken at most.
+PATIENCE = 8
+
+
+class Line:
+    """One stream in the eyes of a turnstile. See Note [Fair turns]."""
+
+    def __init__(self, priority: Priority = "final") -> None:
+        self.priority = priority
+        self._begun = False
+
+    def rank(self) -> int:
+        """Of its next ticket, which it takes with this: the lowest goes first."""
+        begun, self._begun = self._begun, True
+        if self.priority == "preview":
+            return 2
+        return 1 if begun else 0
+
+
+#: The line of the stream whose task one is in. A task has it from where it was made.
+_current: ContextVar[Line | None] = ContextVar("streamvae line", default=None)
+
+
+def current_line() -> Line | None:
+    """The line of the stream whose task one is in; None for one that nobody has put in a line."""
+    return _current.get()
+
+
+@contextlib.contextmanager
+def in_line(line: Line) -> Iterator[None]:
+    """Put every stream that is started inside in ``line``. Await nothing inside."""
+    token = _current.set(line)
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 class Turnstile:
-    """Lets at most ``limit`` tickets through at a time."""
+    """Lets at most ``limit`` tickets through at a time.
 
-    def __init__(self, limit: int) -> None:
+    Args:
+        limit: Places inside.
+        pace: Says when one may come in while another is inside; None: at once.
+    """
+
+    def __init__(self, limit: int, pace: Pace | None = None) -> None:
         self._limit = limit
+        self._pace = pace
         self._lock = threading.RLock()  # re-entered when a collection frees a ticket inside it
         # Waiting tickets are held weakly: one whose loop died must not block the others for ever.
-        self._waiting: deque[weakref.ref[Ticket]] = deque()
+        self._waiting: list[weakref.ref[Ticket]] = []
         self._inside = 0
         self._leaving: list[Event] = []
 
-    def take(self) -> Ticket:
-        """Queue up; the ticket's ``query()`` is true once it is its turn."""
+    def take(self, line: Line | None = None) -> Ticket:
+        """Queue up; the ticket's ``query()`` is true once it is its turn.
+
+        Without a ``line`` it is a later turn of a stream whose frames are kept.
+        """
         ticket = Ticket(self)
         with self._lock:
+            if line is not None:
+                ticket._rank = line.rank()
             self._waiting.append(weakref.ref(ticket))
         return ticket
 
@@ -41,17 +104,41 @@ class Turnstile:
 
     def _reap(self) -> None:
         still = [event for event in self._leaving if not _over(event)]
-        self._inside -= len(self._leaving) - len(still)
+        over = len(self._leaving) - len(still)
+        self._inside -= over
         self._leaving = still
+        if over and self._pace is not None:
+            self._pace.ended()
+            self._pace.began()  # the next one, if there is one
 
     def _admit(self) -> None:
         with self._lock:
             self._reap()
-            while self._waiting and self._inside < self._limit:
-                ticket = self._waiting.popleft()()
-                if ticket is not None and not ticket._left:
-                    ticket._through = True
-                    self._inside += 1
+            while self._inside < self._limit and self._due():
+                ticket = self._next()
+                if ticket is None:
+                    return
+                ticket._through = True
+                if self._pace is not None:
+                    ticket._since = self._pace.now()
+                    if not self._inside:
+                        self._pace.began()
+                self._inside += 1
+
+    def _due(self) -> bool:
+        return not self._inside or self._pace is None or self._pace.due()
+
+    def _next(self) -> Ticket | None:
+        """Take the ticket whose turn it is out of the queue."""
+        held = (one() for one in self._waiting)
+        waiting = [ticket for ticket in held if ticket is not None and not ticket._left]
+        following = min(waiting, key=Ticket._precedence, default=None)
+        for ticket in waiting:
+            if ticket is following:
+                break
+            ticket._overtaken += 1
+        self._waiting = [weakref.ref(ticket) for ticket in waiting if ticket is not following]
+        return following
 
 
 class Ticket:
@@ -61,6 +148,9 @@ class Ticket:
         self._turnstile = turnstile
         self._through = False
         self._left = False
+        self._rank = 1
+        self._overtaken = 0
+        self._since = 0.0
 
     def query(self) -> bool:
         """Whether it is this ticket's turn."""
@@ -81,6 +171,12 @@ class Ticket:
                 turnstile._inside -= 1
             else:
                 turnstile._leaving.append(after)
+                if turnstile._pace is not None:
+                    turnstile._pace.launched(self._since)
+
+    def _precedence(self) -> int:
+        """The lowest goes first, among equals the one that came first."""
+        return self._rank if self._overtaken < PATIENCE else -1
 
     def __del__(self) -> None:
         self.leave()

@@ -28,6 +28,14 @@ class Driver(Protocol):
         """Have ``stream`` wait for ``event`` on the device. The host does not wait."""
         ...
 
+    def begin(self, stream: Stream) -> None:
+        """Note, for the event that `record` gives next, that its work begins here."""
+        ...
+
+    def named(self, label: str) -> AbstractContextManager[object]:
+        """Have a profiler of the device show the thread under ``label`` inside."""
+        ...
+
     def record(
         self,
         stream: Stream,
@@ -35,7 +43,7 @@ class Driver(Protocol):
         made: tuple[torch.Tensor, ...] = (),
         read: tuple[object, ...] = (),
     ) -> Event:
-        """An event that happens when ``stream`` has come this far.
+        """An event that happens when ``stream`` has come this far; a `Timed` one, if it can.
 
         ``made`` and ``read`` say whose content depends on it; a real device need not be told.
         """

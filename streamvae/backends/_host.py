@@ -11,7 +11,7 @@ import torch
 
 from streamvae._events import Event, Happened
 from streamvae._threads import Worker, parked
-from streamvae._turns import Ticket, Turnstile
+from streamvae._turns import Ticket, Turnstile, current_line
 from streamvae.abc import Copy, Downloaded, Rendered
 
 from ._cuda import mark
@@ -63,7 +63,7 @@ class HostBackend:
 
     def turn(self) -> Ticket:
         """As in `Backend`."""
-        return self._turns.take()
+        return self._turns.take(current_line())
 
     def slot(self) -> Ticket:
         """As in `Backend`."""
@@ -96,12 +96,13 @@ class HostBackend:
                 torch.set_num_threads(threads)
             for event in after:
                 _wait(event)
+            began = time.monotonic()
             with torch.no_grad():
                 rendered = work()
-            self._finish()
+            finished = self._finish()
         finally:
             turn.leave()
-        return rendered, Happened()
+        return rendered, _Done(began, time.monotonic()) if finished else Happened()
 
     def download(self, handle: object, ready: Event, slot: Ticket) -> Future[Copy | None]:
         """As in `Backend`; host memory is not copied, the tensor's becomes the chunk's own."""
@@ -135,10 +136,26 @@ class HostBackend:
         with torch.no_grad():
             return work()
 
-    def _finish(self) -> None:
-        """Make "finished when the future is" true of accelerators that launch ahead."""
-        if self._device.type != "cpu":
-            torch.accelerator.synchronize(self._device)
+    def _finish(self) -> bool:
+        """Make "finished when the future is" true of accelerators that launch ahead.
+
+        False where it was true already, so that the work took what its call took.
+        """
+        if self._device.type == "cpu":
+            return False
+        torch.accelerator.synchronize(self._device)
+        return True
+
+
+class _Done(Happened):
+    """The event of work of which the host has seen the beginning and the end."""
+
+    def __init__(self, began: float, ended: float) -> None:
+        self._span = (began, ended)
+
+    def span(self) -> tuple[float, float]:
+        """See `streamvae._events.Timed.span`."""
+        return self._span
 
 
 def _settle(handle: object) -> Rendered | None:

@@ -26,6 +26,7 @@ no care: the caching allocator reuses it in the stream's order.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -33,9 +34,11 @@ from typing import TypeVar
 
 import torch
 
-from streamvae._events import Event
+from streamvae._events import Event, Timed
+from streamvae._graphs import Graphs
+from streamvae._pace import Pace
 from streamvae._threads import Worker
-from streamvae._turns import Ticket, Turnstile
+from streamvae._turns import Ticket, Turnstile, current_line
 from streamvae.abc import Copy, Downloaded, Rendered
 
 from ._driver import Driver, Stream
@@ -49,6 +52,8 @@ T = TypeVar("T")
 LAUNCHES = 2
 #: Copies under way at once, each with a slot of host memory.
 SLOTS = 2
+#: Events that wait to be measured at most: of copies that nobody collected.
+UNMEASURED = 16
 #: Bytes that a chunk's memory begins at a multiple of.
 PAGE = 4096
 
@@ -58,6 +63,8 @@ class _Made:
     """What a launch made: the handle that stages carry."""
 
     rendered: Rendered | None
+    ready: Event
+    label: str
 
 
 @dataclass(slots=True, eq=False)
@@ -68,6 +75,7 @@ class _Flight:
     buffer: torch.Tensor
     done: Event
     ticket: Ticket
+    label: str = ""
     collected: bool = False
     abandoned: bool = False
 
@@ -123,13 +131,19 @@ class StreamedBackend:
     #: See `streamvae.abc.Backend`.
     makes_planes = True
 
-    def __init__(self, driver: Driver, max_pinned_bytes: int = MAX_PINNED_BYTES) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        max_pinned_bytes: int = MAX_PINNED_BYTES,
+        pace: Pace | None = None,
+    ) -> None:
         self._driver = driver
-        self._turns = Turnstile(LAUNCHES)
+        self._turns = Turnstile(LAUNCHES, pace)
         self._slots = Turnstile(SLOTS)
         self._launcher = Worker(f"streamvae launch {driver.device}")
         self._copier = Worker(f"streamvae copy {driver.device}")
         self._held = _Held()
+        self._unmeasured: list[Event] = []  # used on the copy thread only
         self._flights: list[_Flight] = []
         self._pool = Slots(driver.pinned, max_pinned_bytes, driver.device)
 
@@ -137,6 +151,11 @@ class StreamedBackend:
     def device(self) -> torch.device:
         """The device."""
         return self._driver.device
+
+    @property
+    def graphs(self) -> Graphs | None:
+        """See `streamvae.abc.Backend`."""
+        return getattr(self._driver, "graphs", None)
 
     @property
     def pinned_bytes(self) -> int:
@@ -149,7 +168,7 @@ class StreamedBackend:
 
     def turn(self) -> Ticket:
         """See `streamvae.abc.Backend.turn`."""
-        return self._turns.take()
+        return self._turns.take(current_line())
 
     def slot(self) -> Ticket:
         """See `streamvae.abc.Backend.slot`."""
@@ -194,10 +213,12 @@ class StreamedBackend:
         self._held.reap()
         held = self._held.keep(hold)
         made: tuple[torch.Tensor, ...] = ()
+        label = _label(work)
         try:
-            with self._driver.on("compute"):
+            with self._driver.on("compute"), self._driver.named(label):
                 for event in after:
                     self._driver.wait("compute", event)
+                self._driver.begin("compute")
                 rendered = work()
                 made = () if rendered is None else (rendered.pixels, rendered.finite)
         finally:
@@ -205,7 +226,7 @@ class StreamedBackend:
             ready = self._driver.record("compute", made=made, read=hold)
             held.event = ready
             turn.leave(after=ready)
-        return _Made(rendered), ready
+        return _Made(rendered, ready, label), ready
 
     def _run(self, work: Callable[[], T]) -> T:
         self._held.reap()
@@ -215,7 +236,9 @@ class StreamedBackend:
     # On the copy thread.
 
     def _download(self, handle: object, ready: Event, slot: Ticket) -> Copy | None:
-        rendered = _rendered(handle)
+        made = _made(handle)
+        rendered = made.rendered
+        self._unmeasured.append(made.ready)
         if rendered is None:
             slot.leave()
             return None
@@ -223,8 +246,9 @@ class StreamedBackend:
         try:
             buffer = self._buffer(rendered.pixels.nbytes + rendered.finite.nbytes)
             pixels, finite = _views(buffer, rendered)
-            with self._driver.on("copy"):
+            with self._driver.on("copy"), self._driver.named(f"copy of {made.label}"):
                 self._driver.wait("copy", ready)
+                self._driver.begin("copy")
                 self._driver.copy(rendered.pixels, pixels)
                 self._driver.copy(rendered.finite, finite)
                 done = self._driver.record("copy", made=(buffer,), read=(rendered.pixels,))
@@ -235,6 +259,7 @@ class StreamedBackend:
             slot.leave()
             raise
         flight = _Flight(rendered, buffer, done, slot)
+        flight.label = made.label
         self._flights.append(flight)
         return _Copy(flight)
 
@@ -244,9 +269,12 @@ class StreamedBackend:
         source, flight.source = flight.source, None
         if source is None:
             raise ValueError("expected a copy that is not collected yet, got one that is")
+        self._unmeasured.append(flight.done)
+        self._measure()
         pixels, finite = _views(flight.buffer, source)
         target = _on_pages(pixels.nbytes).view(pixels.dtype).view(pixels.shape)
-        target.copy_(pixels)  # outside the GIL, and the page faults of fresh memory with it
+        with self._driver.named(f"copy-out of {flight.label}"):
+            target.copy_(pixels)  # outside the GIL, and the page faults of fresh memory with it
         latents_finite, pixels_finite = (bool(flag) for flag in finite.tolist())
         flight.collected = True
         self._flights.remove(flight)
@@ -257,13 +285,28 @@ class StreamedBackend:
         return Downloaded(array, latents_finite, pixels_finite, source.picture)
 
     def _settle(self, handle: object) -> Rendered | None:
-        rendered = _rendered(handle)
+        made = _made(handle)
+        rendered = made.rendered
+        self._unmeasured.append(made.ready)
+        self._measure()
         if rendered is None:
             return None
-        with self._driver.on("copy"):
+        with self._driver.on("copy"), self._driver.named(f"flags of {made.label}"):
             flags = rendered.finite.cpu()
         self._driver.give_out(rendered.pixels)
         return Rendered(rendered.pixels, flags)
+
+    def _measure(self) -> None:
+        """Have events that have happened say when, here: asking them is a call of the device."""
+        left: list[Event] = []
+        with self._driver.on("copy"):
+            for event in self._unmeasured:
+                if not _happened(event):
+                    left.append(event)
+                elif isinstance(event, Timed):
+                    with contextlib.suppress(Exception):  # it costs nobody more than a time
+                        event.span()
+        self._unmeasured = left[-UNMEASURED:]
 
     def _buffer(self, nbytes: int) -> torch.Tensor:
         """Take a slot's memory, after those of abandoned flights that are over came back."""
@@ -280,10 +323,15 @@ class _Never:
         return False
 
 
-def _rendered(handle: object) -> Rendered | None:
+def _made(handle: object) -> _Made:
     if not isinstance(handle, _Made):
         raise TypeError(f"expected what launch() gave, got {type(handle).__name__}")
-    return handle.rendered
+    return handle
+
+
+def _label(work: object) -> str:
+    """What a profiler calls it."""
+    return str(getattr(work, "label", "launch"))
 
 
 def _flight(copy: Copy) -> _Flight:

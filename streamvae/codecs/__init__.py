@@ -34,12 +34,13 @@ from ._kept import MMAudio
 from ._mel import LTX2Audio
 from ._module import ModuleCodec, unwrap
 from ._padded import PaddedWindows
+from ._partition import Partition
 from ._single_frame import SingleFrame, SingleFrameCached
 from ._sounds import SAME, Cosmos3, KVAEAudio, LongCat, MiniMaxH3Audio
 from ._swapped import Magvit
 from ._untiled import FromTokens, Quantized, Untiled
 from ._vocoders import LTX2Mel, LTX2MelWide, MMAudioMel, Music3
-from ._walk import Walk, WalkingCodec
+from ._walk import State, Steady, Walk, WalkingCodec
 
 __all__ = [
     "ByItem",
@@ -47,11 +48,18 @@ __all__ = [
     "Chained",
     "Halo",
     "ModuleCodec",
+    "State",
+    "Steady",
     "Walk",
     "WalkingCodec",
     "codec_for",
     "known_families",
+    "steady_families",
 ]
+
+#: Families whose walks are `Steady`. The state of other causal ones grows with the clip, that of
+#: `CachedCausal` has a form of its own.
+steady_families = (Partition, CausalMochi)
 
 _FAMILIES: dict[str, type[ModuleCodec]] = {
     "AsymmetricAutoencoderKL": Untiled,

@@ -8,6 +8,7 @@ come yet. The modules are called, never changed: ``vae.decode`` stays right at a
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import ClassVar, cast
 
@@ -19,7 +20,7 @@ from streamvae._errors import UsageError
 from streamvae.abc import ChunkPlan
 
 from ._module import check_count, check_decode_is_own, unwrap
-from ._walk import WalkingCodec
+from ._walk import State, WalkingCodec
 
 
 class Past:
@@ -86,6 +87,20 @@ class Past:
         """Take the first ``count`` frames away, once in a walk: what upsampling made too much."""
         return hidden if self.begun else hidden[:, :, count:]
 
+    def steady(self) -> State | None:
+        """What it remembers, by layer; None where that is nothing yet, or grows with the clip."""
+        if not self.begun or self._seen:
+            return None
+        return dict(self._last.items())
+
+    @classmethod
+    def of(cls, state: State) -> Past:
+        """The past after some chunks that left ``state``."""
+        past = cls()
+        past.begun = True
+        past._last.update(cast("dict[nn.Module, torch.Tensor]", state))
+        return past
+
     def clear(self) -> None:
         """Forget everything, in place."""
         self.begun = False
@@ -93,20 +108,16 @@ class Past:
         self._seen.clear()
 
 
-#: One chunk's way through a decoder: latents (B, C, t, h, w) and the past to frames.
-Step = Callable[[torch.Tensor, Past], torch.Tensor]
-
-
 class CausalWalk:
     """One walk with its past. See `streamvae.codecs._walk.Walk`."""
 
-    def __init__(self, step: Step) -> None:
-        self._step = step
+    def __init__(self, codec: Causal) -> None:
+        self._codec = codec
         self._past = Past()
 
     def push(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode the next latents, as many as come."""
-        frames = self._step(latents, self._past)
+        frames = self._codec.step(latents, self._past)
         self._past.begun = True
         return frames
 
@@ -116,6 +127,33 @@ class CausalWalk:
     def clear(self) -> None:
         """Let go of the past."""
         self._past.clear()
+
+    @property
+    def state(self) -> State | None:
+        """See `streamvae.codecs._walk.Steady`; attention's grows."""
+        return self._past.steady()
+
+    def put(self, state: State) -> None:
+        """Remember this instead."""
+        self._past = Past.of(state)
+
+    def is_step(self, latents: torch.Tensor) -> bool:  # noqa: ARG002
+        """Any number of latents is."""
+        return True
+
+    def stepper(self) -> Callable[[torch.Tensor, State], tuple[torch.Tensor, State]]:
+        """See `streamvae.codecs._walk.Steady`."""
+        again = self._codec.renewal()
+
+        def step(latents: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+            past = Past.of(state)
+            frames = cast("Causal", again()).step(latents, past)
+            after = past.steady()
+            if after is None:
+                raise RuntimeError("what it remembers grows")
+            return frames, after
+
+        return step
 
 
 class Causal(WalkingCodec):
@@ -127,6 +165,10 @@ class Causal(WalkingCodec):
     scale: int
 
     exactness: ClassVar[str]
+
+    @abstractmethod
+    def step(self, latents: torch.Tensor, past: Past) -> torch.Tensor:
+        """One chunk's way through the decoder: latents (B, C, t, h, w) and the past to frames."""
 
     def __init__(self, module: nn.Module, base: type) -> None:
         super().__init__(module, base)

@@ -63,7 +63,7 @@ class CausalMochi(Causal):
 
     def walk(self) -> CausalWalk:
         """See `WalkingCodec.walk`."""
-        return CausalWalk(self.step)
+        return CausalWalk(self)
 
     def step(self, latents: torch.Tensor, past: Past) -> torch.Tensor:
         """Decode the next latents of the clips whose past this is."""
@@ -135,7 +135,7 @@ class CausalHunyuan15(Causal):
 
     def walk(self) -> CausalWalk:
         """See `WalkingCodec.walk`."""
-        return CausalWalk(self.step)
+        return CausalWalk(self)
 
     def step(self, latents: torch.Tensor, past: Past) -> torch.Tensor:
         """Decode the next latents of the clips whose past this is."""

@@ -67,7 +67,7 @@ class CausalCosmos(Causal):
 
     def walk(self) -> CausalWalk:
         """See `WalkingCodec.walk`."""
-        return CausalWalk(self.step)
+        return CausalWalk(self)
 
     def step(self, latents: torch.Tensor, past: Past) -> torch.Tensor:
         """Decode what `prologue` gave of the next latents of the clips whose past this is."""

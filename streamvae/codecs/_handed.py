@@ -13,8 +13,9 @@ from streamvae._errors import UsageError
 from streamvae.abc import ChunkPlan
 
 from ._module import no_formula
-from ._partition import Partition, State
+from ._partition import Partition
 from ._tiles import Grid
+from ._walk import State
 
 
 class CogVideoX(Partition):

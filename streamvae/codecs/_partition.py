@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
 from typing import ClassVar, cast
 
@@ -14,10 +14,7 @@ from streamvae._errors import UsageError
 from streamvae.abc import ChunkPlan
 
 from ._module import check_count, check_decode_is_own
-from ._walk import Walk, WalkingCodec
-
-#: What a walk keeps between segments: tensors, nested as diffusers nests them.
-State = dict[object, object] | list[object]
+from ._walk import State, Walk, WalkingCodec
 
 
 class Partition(WalkingCodec):
@@ -128,6 +125,21 @@ class _Segments:
 
     def clear(self) -> None:
         _empty(self._held)
+
+    @property
+    def state(self) -> State | None:
+        """See `streamvae.codecs._walk.Steady`."""
+        return self._held[0] if self._held else None
+
+    def put(self, state: State) -> None:
+        self._held[:] = [state]
+
+    def is_step(self, latents: torch.Tensor) -> bool:
+        return latents.shape[2] == self._codec.own(latents.shape[2]).rest
+
+    def stepper(self) -> Callable[[torch.Tensor, State], tuple[torch.Tensor, State]]:
+        again = self._codec.renewal()
+        return lambda latents, state: cast("Partition", again()).segment(latents, state)
 
 
 def _empty(state: State | list[State]) -> None:

@@ -13,8 +13,9 @@ from torch import nn
 
 from streamvae.abc import ChunkPlan
 
-from ._partition import Partition, State
+from ._partition import Partition
 from ._tiles import Grid
+from ._walk import State
 
 
 class Magvit(Partition):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 
@@ -46,6 +46,35 @@ class Walk(Protocol):
         ...
 
 
+#: What a walk keeps between chunks: tensors, nested as its family nests them.
+State = dict[object, object] | list[object]
+
+
+@runtime_checkable
+class Steady(Walk, Protocol):
+    """A walk whose chunks, after the first, are all the same function of latents and state."""
+
+    @property
+    def state(self) -> State | None:
+        """What it keeps now; None before the first chunk, and where it grows."""
+        ...
+
+    def put(self, state: State) -> None:
+        """Keep this instead."""
+        ...
+
+    def is_step(self, latents: torch.Tensor) -> bool:
+        """Whether these latents are one step."""
+        ...
+
+    def stepper(self) -> Callable[[torch.Tensor, State], tuple[torch.Tensor, State]]:
+        """The function: latents and state to frames and state. It keeps no autoencoder alive.
+
+        It may write to the containers of the state that it is given, not to the tensors.
+        """
+        ...
+
+
 class WalkingCodec(ModuleCodec, ABC):
     """A video codec made of walks: (B, C, T, h, w) to (B, C', T', H, W).
 
@@ -59,9 +88,17 @@ class WalkingCodec(ModuleCodec, ABC):
 
     channels: int
 
+    #: What goes between a walk and its clip: other ways to launch the same kernels.
+    between: Callable[[Walk], Walk] | None = None
+
     @abstractmethod
     def walk(self) -> Walk:
         """A new walk from the first latent on."""
+
+    def new_walk(self) -> Walk:
+        """A new walk, and what goes between."""
+        walk = self.walk()
+        return walk if self.between is None else self.between(walk)
 
     def grid(self, shape: tuple[int, ...]) -> Grid | None:  # noqa: ARG002
         """How latents of ``shape`` are cut into spatial tiles now; None if they are not."""
@@ -183,9 +220,9 @@ class _Clip:
         self.grid = grid
         self._windows = [] if grid is None else grid.windows(shape)
         self._walks = (
-            [[codec.walk()]]
+            [[codec.new_walk()]]
             if grid is None
-            else [[codec.walk() for _ in row] for row in self._windows]
+            else [[codec.new_walk() for _ in row] for row in self._windows]
         )
         self._hidden: list[list[torch.Tensor]] = []  # the prologue's of all latents of every tile
         self._done = 0

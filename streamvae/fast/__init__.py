@@ -16,13 +16,11 @@ from streamvae._graphs import Graphs
 from streamvae.abc import Codec
 
 from ._fastvae import FusedWan, fused
-from ._graphed import GraphedCausal, graphed
+from ._graphed import graphed
+from ._launching import EAGER
 from ._slots import release
 
-__all__ = ["EAGER", "FusedWan", "GraphedCausal", "Stepped", "fastest", "launched", "release"]
-
-#: How `streamvae.StreamInfo.step` calls the autoencoder's own decoder, launched kernel by kernel.
-EAGER = "eager"
+__all__ = ["EAGER", "FusedWan", "Stepped", "fastest", "launched", "release"]
 
 
 class Stepped(NamedTuple):
@@ -62,10 +60,9 @@ def launched(codec: Codec, graphs: Graphs | None = None, why: str = "") -> Stepp
         why: What else is to be said.
     """
     same = graphed(codec, graphs)
-    if not isinstance(same, GraphedCausal):
+    if isinstance(same, str):
         said = "; ".join(filter(None, (why, same)))
         name = f"{EAGER} ({said})" if said else EAGER
         return Stepped(codec, lambda: name)
-    if why:
-        return Stepped(same, lambda: f"{same.step_name}; {why}")
-    return Stepped(same, lambda: same.step_name)
+    codec, launching = same
+    return Stepped(codec, lambda: "; ".join(filter(None, (launching.said, why))))

@@ -1,13 +1,12 @@
-"""The steady chunk of a cached decoder as one graph: bit-equal, one launch in place of some 640.
+"""Steady chunks as one graph each: bit-equal, one launch in place of some 640.
 
 Eager launching of a 720p chunk of Wan 2.1 takes the launch thread 16 ms, and leaves gaps between
-kernels. The first chunk has kernels of its own and stays eager; what it leaves behind (two frames
-for each convolution, zeros before the first) is then the state of all others.
+kernels. The first chunk has kernels of its own and stays eager; what it leaves behind (for Wan's
+convolutions two frames, zeros before the first) is then the state of all others.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from typing import cast
@@ -19,16 +18,15 @@ from torch.nn.utils import parametrize
 from streamvae._errors import UsageError
 from streamvae._graphs import Graphs
 from streamvae.abc import Codec
-from streamvae.codecs import CachedCausal, Walk
+from streamvae.codecs import CachedCausal, Steady, Walk, WalkingCodec, steady_families
 
-from ._slots import Key, Slot, slots_of
+from ._launching import Launching, key_of
+from ._slots import Slot
 from ._static import Copies, Entry, Lent, StaticCache
-
-_log = logging.getLogger("streamvae")
+from ._steady import GraphedSteady
 
 #: ``STREAMVAE_GRAPHS=0`` has every chunk launched kernel by kernel.
 VARIABLE = "STREAMVAE_GRAPHS"
-GRAPH = "graph"
 
 #: Whose modules are known to do the same at every chunk; others (LoRA's, ...) may switch.
 _KNOWN = {"diffusers", "torch"}
@@ -49,27 +47,11 @@ class GraphedCausal(CachedCausal):
     def __init__(self, module: nn.Module, base: type, *, graphs: Graphs) -> None:
         super().__init__(module, base)
         self._made_of = ((base,), {})  # graphs are no argument of decode
-        self.graphs = graphs
-        self.slots = slots_of(module)
-        #: Tiles and clips that are decoded one after the other and then put together.
-        self.walks = 0
-        #: Why chunks are launched kernel by kernel after all; empty while they are not.
-        self.obstacle = ""
-
-    @property
-    def step_name(self) -> str:
-        """How chunks are launched, as far as is known by now."""
-        return f"eager ({self.obstacle})" if self.obstacle else GRAPH
-
-    def give_up(self, reason: str) -> None:
-        """Record no more; said once."""
-        if not self.obstacle:
-            self.obstacle = reason
-            _log.warning("%s decodes without a CUDA graph: %s", self.family, reason)
+        self.launching = Launching(self.family, module, graphs)
 
     def walk(self) -> Walk:
         """See `WalkingCodec.walk`."""
-        self.walks += 1
+        self.launching.walks += 1
         return _Graphed(self)
 
     def weights(self) -> tuple[torch.Tensor, ...]:
@@ -87,6 +69,7 @@ class _Graphed:
 
     def __init__(self, codec: GraphedCausal) -> None:
         self._codec = codec
+        self._launching = codec.launching
         self._cache: list[Entry] = []
         self._slot: Slot | None = None
         self._pushed = 0
@@ -95,15 +78,12 @@ class _Graphed:
         number, self._pushed = self._pushed, self._pushed + 1
         if number == 0:
             return self._first(latents)
-        slot = self._slot
-        if slot is not None and slot.latents.shape == latents.shape:
-            if slot.current:
-                slot.latents.copy_(latents)
-                frames = slot.graph.replay()
-                # The next tile's graph shares its memory with this one's.
-                return frames.clone() if self._codec.walks > 1 else frames
-            self._codec.give_up("its weights have moved since the stream began")
-        if number == 1 and slot is None and not self._codec.obstacle:
+        if self._slot is not None and self._launching.usable(self._slot, latents):
+            frames = self._launching.replay(self._slot, latents)
+            # One walk's frames are clamped, and so copied, at once; those of tiles are kept till
+            # the last of them is there.
+            return frames.clone() if self._launching.walks > 1 else frames
+        if number == 1 and self._slot is None and not self._launching.obstacle:
             return self._recorded(latents)
         return self._codec.step(latents, self._cache, first=False)
 
@@ -111,26 +91,38 @@ class _Graphed:
         if latents.shape[2] != 1:
             raise UsageError(f"expected a first chunk of 1 latent, got {latents.shape[2]}")
         codec = self._codec
-        if not codec.obstacle:
-            places = tuple(weight.data_ptr() for weight in codec.weights())
-            self._slot = codec.slots.take(_key(latents), places)
-        self._cache = codec.cache() if self._slot is None else self._slot.cache
+        slot = self._launching.take(key_of(codec.family, latents), codec.weights())
+        if slot is None:
+            self._cache = codec.cache()
+        else:
+            self._slot, self._cache = slot, cast("StaticCache", slot.state)
+            slot.state.rewind()
         return codec.step(latents, self._cache, first=True)
 
     def _recorded(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode the second chunk, eager, and record the graph for those that follow."""
+        codec = self._codec
         with Copies() as copies:
-            frames = self._codec.step(latents, self._cache, first=False)
+            frames = codec.step(latents, self._cache, first=False)
         if any(isinstance(entry, str) for entry in self._cache):
-            self._codec.give_up("its memory is not only tensors")
+            self._launching.give_up("its memory is not only tensors")
             return frames
         copied = copies.kept(self._cache)
-        cache = StaticCache(self._cache)
-        self._cache = cache
-        try:
-            self._slot = _record(self._codec, cache, latents, copied)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one
-            self._codec.give_up(f"it could not be recorded: {_first_line(error)}")
+        cache = self._cache = StaticCache(self._cache)
+        again = codec.renewal()  # idle slots must not keep their autoencoder
+
+        def chunk(static: torch.Tensor) -> torch.Tensor:
+            cache.lent = Lent(copied)
+            try:
+                with cache.lent:
+                    given = cast("CachedCausal", again()).step(static, cache, first=False)
+                cache.lent.settle()
+            finally:
+                cache.lent = None
+            return given
+
+        key = key_of(codec.family, latents)
+        self._slot = self._launching.record(key, cache, latents, codec.weights(), chunk)
         return frames
 
     def drain(self) -> None:
@@ -140,97 +132,47 @@ class _Graphed:
         self._cache = []
         slot, self._slot = self._slot, None
         if slot is not None:
-            self._codec.slots.give_back(slot, self._codec.graphs)
+            self._launching.give_back(slot)
 
 
-def _record(
-    codec: GraphedCausal, cache: StaticCache, latents: torch.Tensor, copied: frozenset[int]
-) -> Slot:
-    """Record a steady chunk over the state that ``cache`` holds.
-
-    Raises:
-        RuntimeError: There is no memory for it, or it cannot be recorded.
-    """
-    graphs = codec.graphs
-    # What lies between the kernels takes about 1.3 times the state at any size, as eager does.
-    wanted = int(1.5 * cache.nbytes)
-    room = graphs.room()
-    if room < wanted:
-        raise RuntimeError(f"about {wanted} bytes of device memory are needed, {room} are left")
-    weights = tuple((weight, weight.data_ptr()) for weight in codec.weights())
-    static = torch.empty_like(latents, memory_format=torch.contiguous_format)
-    before = graphs.reserved()
-    again = codec.renewal()  # idle slots must not keep their autoencoder
-
-    def chunk() -> torch.Tensor:
-        cache.lent = Lent(copied)
-        try:
-            with cache.lent:
-                frames = cast("CachedCausal", again()).step(static, cache, first=False)
-            cache.lent.settle()
-        finally:
-            cache.lent = None
-        return frames
-
-    graph = graphs.capture(chunk)
-    own = max(graphs.reserved() - before, 0)
-    return Slot(_key(latents), cache, static, graph, weights, cache.nbytes + own)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _key(latents: torch.Tensor) -> Key:
-    """All that decides which kernels run."""
-    batch, channels, _, height, width = latents.shape
-    cudnn = torch.backends.cudnn
-    return (
-        (batch, channels, height, width),
-        latents.dtype,
-        latents.device,
-        cudnn.enabled,
-        cudnn.benchmark,
-        cudnn.deterministic,
-        *(_setting(read) for read in _SWITCHES),
-    )
-
-
-#: These raise where somebody has mixed torch's old and new way to set them.
-_SWITCHES: tuple[Callable[[], object], ...] = (
-    lambda: torch.backends.cudnn.allow_tf32,
-    torch.get_float32_matmul_precision,
-    torch.are_deterministic_algorithms_enabled,
-    lambda: torch.is_autocast_enabled("cuda"),
-    lambda: torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
-    lambda: torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
-)
-
-
-def _setting(read: Callable[[], object]) -> object:
-    try:
-        return read()
-    except RuntimeError:
-        return None
-
-
-def graphed(codec: Codec, graphs: Graphs | None) -> GraphedCausal | str:
+def graphed(codec: Codec, graphs: Graphs | None) -> tuple[Codec, Launching] | str:
     """The codec with graphs in place of ``codec``, or why it stays (empty: nothing to say).
 
     Args:
         codec: Any.
         graphs: The device's, None if it has no such thing.
     """
-    if isinstance(codec, GraphedCausal) or graphs is None:
-        return codec if isinstance(codec, GraphedCausal) else ""
-    if type(codec) is not CachedCausal:
+    cached = type(codec) is CachedCausal
+    if graphs is None or not (cached or isinstance(codec, steady_families)):
         return ""
     if os.environ.get(VARIABLE) == "0":
         return f"{VARIABLE}=0"
-    return _obstacle(codec) or GraphedCausal(codec.module, *codec._made_of[0], graphs=graphs)
+    walking = cast("WalkingCodec", codec)
+    obstacle = _obstacle(walking)
+    if obstacle:
+        return obstacle
+    if not cached:
+        return _between(walking, graphs)
+    made = GraphedCausal(walking.module, *walking._made_of[0], graphs=graphs)
+    return made, made.launching
 
 
-def _obstacle(codec: CachedCausal) -> str:
+def _between(codec: WalkingCodec, graphs: Graphs) -> tuple[Codec, Launching]:
+    """The codec with graphs between its walks and their clips."""
+    launching = Launching(codec.family, codec.module, graphs)
+
+    def between(walk: Walk) -> Walk:
+        if not isinstance(walk, Steady):
+            return walk
+        launching.walks += 1
+        return GraphedSteady(walk, codec, launching)
+
+    made = cast("WalkingCodec", codec.renewal()())
+    made.between = between
+    return cast("Codec", made), launching
+
+
+def _obstacle(codec: WalkingCodec) -> str:
     hooks = {"_hf_hook", "_diffusers_hook"}
     if any(hooks & vars(part).keys() for part in codec.module.modules()):
         return "no graph over weights that a hook may move"

@@ -9,16 +9,28 @@ from __future__ import annotations
 import threading
 import weakref
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from streamvae._graphs import Graph, Graphs
 
-from ._static import StaticCache
-
 #: What a graph is recorded for: shape of a picture's latents, dtype, device, and torch's switches.
 Key = tuple[object, ...]
+
+
+class State(Protocol):
+    """What one walk keeps, at fixed addresses."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of device memory."""
+        ...
+
+    def rewind(self) -> None:
+        """Be ready for a first chunk."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -27,7 +39,7 @@ class Slot:
 
     Attributes:
         key: What it is for.
-        cache: The state.
+        state: What the walk keeps.
         latents: What the graph reads, (B, C, t, h, w).
         graph: One steady chunk.
         weights: Where each of the decoder's weights was when it was recorded.
@@ -35,7 +47,7 @@ class Slot:
     """
 
     key: Key
-    cache: StaticCache
+    state: State
     latents: torch.Tensor
     graph: Graph
     weights: tuple[tuple[torch.Tensor, int], ...]
@@ -55,14 +67,13 @@ class Slots:
         self._idle: list[tuple[Slot, Graphs]] = []
 
     def take(self, key: Key, weights: tuple[int, ...]) -> Slot | None:
-        """One for ``key``, ready for a first chunk; those of other weights are dropped."""
+        """One for ``key``; those of other weights are dropped."""
         with self._lock:
             stale = [(slot, graphs) for slot, graphs in self._idle if _places(slot) != weights]
             self._drop(stale)
             for entry in reversed(self._idle):
                 if entry[0].key == key:
                     self._idle.remove(entry)
-                    entry[0].cache.rewind()
                     return entry[0]
         return None
 

@@ -14,6 +14,7 @@ from streamvae.abc import Copy, Downloaded, Rendered
 from streamvae.backends._streamed import MAX_PINNED_BYTES, StreamedBackend, _Copy
 
 from ._device import FakeDevice, ManualEvent, poison
+from ._graphs import FakeGraphs
 
 
 class FakeBackend(StreamedBackend):
@@ -30,6 +31,7 @@ class FakeBackend(StreamedBackend):
         pinned: Whether page-locked memory is to be had.
         max_pinned_bytes: As for any backend.
         makes_planes: Whether pixels become planes of 4:2:0 for sinks that take them, as on a card.
+        graphs: What records chunks; None: nothing does.
     """
 
     def __init__(
@@ -41,17 +43,24 @@ class FakeBackend(StreamedBackend):
         pinned: bool = True,
         max_pinned_bytes: int = MAX_PINNED_BYTES,
         makes_planes: bool = False,
+        graphs: FakeGraphs | None = None,
     ) -> None:
         self.fake = FakeDevice(
             compute=decode, copy=download, manual=manual, clock=_clock(), pinned=pinned
         )
         super().__init__(self.fake, max_pinned_bytes)
         self.makes_planes = makes_planes
+        self._graphs = graphs
         # Real devices live as long as the process; of these there is one in every test.
         for worker in (self._launcher, self._copier):
             weakref.finalize(self, worker.close).atexit = False
         self.device_chunks = Census()
         self.host_chunks = Census()
+
+    @property
+    def graphs(self) -> FakeGraphs | None:
+        """See `streamvae.abc.Backend`."""
+        return self._graphs
 
     @property
     def launches(self) -> list[ManualEvent]:
@@ -88,13 +97,7 @@ class FakeBackend(StreamedBackend):
         after: tuple[Event, ...],
         hold: tuple[object, ...],
     ) -> tuple[object, Event]:
-        def watched() -> Rendered | None:
-            rendered = work()
-            if rendered is not None:
-                self.device_chunks.add(rendered.pixels)
-            return rendered
-
-        return super()._launch(watched, turn, after, hold)
+        return super()._launch(_Watched(work, self.device_chunks), turn, after, hold)
 
     def _collect(self, copy: Copy) -> Downloaded:
         downloaded = super()._collect(copy)
@@ -102,6 +105,21 @@ class FakeBackend(StreamedBackend):
             poison(copy.flight.buffer)  # given back: whoever still looks must notice
         self.host_chunks.add(downloaded.pixels)
         return downloaded
+
+
+class _Watched:
+    """Work of which what it makes is counted."""
+
+    def __init__(self, work: Callable[[], Rendered | None], census: Census) -> None:
+        self.label = getattr(work, "label", "launch")
+        self._work = work
+        self._census = census
+
+    def __call__(self) -> Rendered | None:
+        rendered = self._work()
+        if rendered is not None:
+            self._census.add(rendered.pixels)
+        return rendered
 
 
 class Census:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -61,6 +62,7 @@ class FakeEvent:
     gate: ManualEvent | None
     hidden: list[_Hidden] = field(default_factory=list, repr=False)
     sources: tuple[weakref.ref[object], ...] = ()
+    began: float | None = None
     finished: float | None = None
     lost: bool = False
     begun: bool = False
@@ -70,6 +72,12 @@ class FakeEvent:
         """Whether the stream has come this far."""
         with self.device.lock:
             return self._advance()
+
+    def span(self) -> tuple[float, float] | None:
+        """When the device began and ended it, in its own clock; None before it has happened."""
+        if not self.query() or self.began is None or self.finished is None:
+            return None
+        return self.began, self.finished
 
     def _advance(self) -> bool:
         if self.finished is not None:
@@ -84,7 +92,7 @@ class FakeEvent:
         )
         if self.device.clock() < began + self.seconds:
             return False
-        self.finished = began + self.seconds
+        self.began, self.finished = began, began + self.seconds
         self.lost = any(source() is None for source in self.sources) or any(
             isinstance(event, FakeEvent) and event.lost for event in self.inputs
         )
@@ -158,6 +166,8 @@ class FakeDevice:
         self.lock = threading.RLock()
         self.launches: list[ManualEvent] = []
         self.copies: list[ManualEvent] = []
+        #: What a profiler would have shown, by and by.
+        self.labels: deque[str] = deque(maxlen=100)
         self._manual = manual
         self._pinned = pinned
         self._seconds: dict[Stream, float] = {"compute": compute, "copy": copy}
@@ -228,6 +238,15 @@ class FakeDevice:
         for tensor in made:
             poison(tensor)
         return hidden, tuple(weakref.ref(thing) for thing in read)
+
+    def begin(self, stream: Stream) -> None:
+        """See the driver. This device knows by itself."""
+
+    @contextlib.contextmanager
+    def named(self, label: str) -> Iterator[None]:
+        """See the driver. Labels are kept in ``labels``."""
+        self.labels.append(label)
+        yield
 
     def copy(self, source: torch.Tensor, into: torch.Tensor) -> None:
         """See the driver."""

@@ -24,7 +24,7 @@ class FakeGraph:
         self._owner.overwrite()
         result = self._work()
         if self._result is None:
-            self._result = result.clone()
+            self._result = result.clone(memory_format=torch.contiguous_format)
             self._owner.results.add(self._result)
         else:
             self._result.copy_(result)

@@ -14,8 +14,10 @@ from streamvae import release, stream_decode, warmup
 from streamvae.backends._cuda import CudaDriver
 from streamvae.backends._graphs import CudaGraph, CudaGraphs
 from streamvae.backends._streamed import StreamedBackend
+from streamvae.codecs import codec_for
 from streamvae.fast._slots import slots_of
 from tests import tiny
+from tests.families import causal, partition
 
 from . import card
 
@@ -88,6 +90,37 @@ async def test_tiles(make: Callable[[], nn.Module]) -> None:
         given = stream_decode(z, vae)
         assert card.equal(await given.collect(), card.whole(vae, z))
         assert given.info.step == "graph"
+
+
+@pytest.mark.parametrize(
+    ("make", "steps"),
+    [
+        (causal.mochi, 5),
+        (partition.cogvideox, 8),
+        (partition.kvae_video, 14),
+        (partition.kandinsky6_sr, 14),
+        (partition.magvit, 5),
+    ],
+)
+async def test_state_from_chunk_to_chunk(make: Callable[[], nn.Module], steps: int) -> None:
+    """Families with state of another form: as kernel by kernel, fresh slots and used ones."""
+    vae = make().to(card.DEVICE, torch.bfloat16)
+    channels = codec_for(vae).channels
+    for seed in (1, 2):
+        generator = torch.Generator().manual_seed(seed)
+        z = torch.randn(1, channels, steps, 8, 6, generator=generator).to(vae.device, vae.dtype)
+        torch.cuda.synchronize()
+        given = stream_decode(z, vae, output="float32")
+        frames = await given.collect()
+        assert given.info.step == "graph"
+        plain = stream_decode(z, codec_for(vae), backend=_without_graphs(), output="float32")
+        assert card.equal(frames, await plain.collect())
+
+
+def _without_graphs() -> StreamedBackend:
+    driver = CudaDriver(card.DEVICE)
+    driver.graphs = None
+    return StreamedBackend(driver)
 
 
 async def test_two_interleaved_and_cancels(real: AutoencoderKLWan) -> None:

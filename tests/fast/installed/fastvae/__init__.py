@@ -36,6 +36,14 @@ class FastVAEDecoder:
     def __init__(self, core):
         self.core = core
 
+    @torch.no_grad()
+    def decode(self, z):
+        cache = self.core.new_cache()
+        x = self.core.apply_post_quant(z)
+        pieces = [x[:, :, :1], *x[:, :, 1:].split(1, 2)]
+        frames = [self.core.decode_chunk(p, cache, not i) for i, p in enumerate(pieces)]
+        return torch.cat(frames, 2).clamp(-1, 1)
+
     @classmethod
     def from_vae(cls, vae):
         if type(vae).__name__ != "AutoencoderKLWan":
