@@ -12,6 +12,7 @@ from _loops import Case, device_alone, on_launch_thread
 from _measure import Json, alternate, summary
 
 from streamvae import RawFile, stream_decode
+from streamvae.fast import release
 
 #: Seconds between two beats.
 BEAT = 0.001
@@ -68,11 +69,11 @@ def memory(case: Case, times: int) -> Json:
     for name, z in (("stream", case.z), (f"stream, {times} times as long", long)):
         began = _reset(case)
         case.runner.run(_finish(case, z))
-        peaks[name] = torch.cuda.max_memory_allocated(case.codec.device) - began
+        peaks[name] = torch.cuda.max_memory_reserved(case.codec.device) - began
     began = _reset(case)
     with torch.no_grad():
         case.vae.decode(case.z)
-    peaks["vae.decode"] = torch.cuda.max_memory_allocated(case.codec.device) - began
+    peaks["vae.decode"] = torch.cuda.max_memory_reserved(case.codec.device) - began
     return peaks
 
 
@@ -156,7 +157,13 @@ async def _finish(case: Case, z: torch.Tensor) -> None:
 
 
 def _reset(case: Case) -> int:
+    """What torch keeps of the device, with no decoder slot and nothing cached.
+
+    Not what tensors take of it: a graph's own memory is no tensor's.
+    """
+    release()
     gc.collect()
     torch.cuda.synchronize(case.codec.device)
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(case.codec.device)
-    return torch.cuda.memory_allocated(case.codec.device)
+    return torch.cuda.memory_reserved(case.codec.device)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import functools
 import gc
 import tempfile
@@ -110,9 +111,9 @@ class Pictures(loops.Case):
 def synchronous_png(case: Pictures) -> None:
     """Decode a chunk, ``.cpu()``, write its pictures on all threads, wait; and again."""
     index = 0
-    with loops._recipe(case) as recipe:
-        for piece in case.pieces():
-            pixels = loops._downloaded(recipe, piece)[:, 0]
+    with contextlib.closing(loops.rendered(case)) as each:
+        for chunk in each:
+            pixels = chunk.pixels.cpu().numpy()[:, 0]
             list(case.pool.map(case.png, range(index, index + len(pixels)), pixels))
             index += len(pixels)
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from _bare import BareVideo, aligned, write_all
+from _bare import aligned, write_all
 from _loops import CRF, FPS, PRESET
 from _measure import (
     Json,
@@ -42,6 +42,7 @@ from _real import pictures
 
 from streamvae import HostChunk, RawFile, StreamInfo, VideoFile
 from streamvae.abc import Sink
+from streamvae.report._bench_video import BareVideo
 
 Frames = npt.NDArray[np.uint8]
 

@@ -28,6 +28,18 @@ class Event(Protocol):
         ...
 
 
+@runtime_checkable
+class Timed(Event, Protocol):
+    """What an `Event` may be besides: one at the end of work that knows when the device did it."""
+
+    def span(self) -> tuple[float, float] | None:
+        """When the work began and ended, in seconds of ``time.monotonic`` (the loop's clock).
+
+        None while it has not happened, and where the device cannot tell.
+        """
+        ...
+
+
 class Happened:
     """The event that has already happened."""
 

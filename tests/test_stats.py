@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from streamvae import StageTimes, StreamStats
+from streamvae import ChunkSpan, StageTimes, StreamStats
 from streamvae._stats import Book
 
 
@@ -37,6 +37,68 @@ def test_bottleneck(case: StreamStats, said: str) -> None:
     assert said in case.bottleneck
 
 
+def steady(
+    seconds: float, call: tuple[float, float], device: tuple[float, float], count: int = 5
+) -> StreamStats:
+    """Chunks one after the other: a call and the device's work, each so far into its chunk."""
+    spans = [
+        ChunkSpan(
+            "decode",
+            index,
+            *(index * seconds,) * 3,
+            call_begin=index * seconds + call[0],
+            call_end=index * seconds + call[1],
+            call_cpu=call[1] - call[0],
+            device_begin=index * seconds + device[0],
+            device_end=index * seconds + device[1],
+        )
+        for index in range(count)
+    ]
+    given = [
+        ChunkSpan("persist", index, *((index + 1) * seconds,) * 3, frames=4)
+        for index in range(count)
+    ]
+    busy = (StageTimes("decode", count, 9.5, 0.0, 0.0), StageTimes("persist", count, 0.1, 9.9, 0.0))
+    return StreamStats(busy, 4 * count, count, 1.0, 10.0, timeline=(*spans, *given))
+
+
+def test_launches() -> None:
+    """How long the launch thread took, the first chunk not counted, and how long between frames."""
+    case = steady(2.0, (0.0, 0.5), (0.25, 2.25))
+    assert case.launch == (0.5, 0.5, 0.5)
+    assert case.launch_cpu == (0.5, 0.5, 0.5)
+    assert case.between_chunks == (2.0, 2.0, 2.0)
+    assert case.between_frames == (0.5, 0.5, 0.5)
+    assert not case.launch_bound
+    assert "the device is the limit" in case.bottleneck
+    assert StreamStats().launch is None
+    assert StreamStats().between_chunks is None
+
+
+def test_bands_are_no_frames() -> None:
+    """Bands of a picture that is not complete give no interval of their own."""
+    case = steady(2.0, (0.0, 0.5), (0.25, 2.25), 4)
+    bands = tuple(
+        replace(span, frames=int(span.chunk % 2)) for span in case.timeline if span.frames
+    )
+    case = replace(case, timeline=bands)
+    assert case.between_chunks == (4.0, 4.0, 4.0)
+
+
+def test_launching_can_be_the_limit() -> None:
+    """A device that has done a chunk as soon as it is launched waits for the launches."""
+    case = steady(2.0, (0.0, 1.99), (0.01, 2.0))
+    assert case.launch_bound
+    assert case.bottleneck.startswith("Launching is the limit")
+
+
+def test_completing_takes_its_time() -> None:
+    """Sinks that complete what they have after the last chunk are no stage's doing."""
+    case = replace(stats(decode=(3, 0, 0)), closing=6.0)
+    assert case.running == 4.0
+    assert case.bottleneck == "Completing the sinks took longer than all chunks."
+
+
 def test_book() -> None:
     """A snapshot is a copy, measured from the start, and stands still after the end."""
     book = Book(stages=[StageTimes("decode")])
@@ -51,5 +113,7 @@ def test_book() -> None:
     assert (snapshot.first_chunk, snapshot.total, snapshot.opening) == (3.0, 5.0, 2.0)
     book.stages[0].busy = 99.0
     assert snapshot.stages[0].busy == 0
+    book.flowed = 7.5
     book.ended = 8.0
+    assert book.snapshot(100.0).closing == 0.5
     assert book.snapshot(100.0).total == 6.0

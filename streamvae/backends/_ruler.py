@@ -59,12 +59,11 @@ class Ruler:
         self._device = device
         self._end: _End | None = None
         self._seen = 0.0
-        self._latest: torch.cuda.Event | None = None
+        self._latest: dict[int, torch.cuda.Event] = {}  # of each stream
 
     def begin(self, stream: torch.cuda.Stream) -> torch.cuda.Event:
         """Record where work begins."""
-        idle = self._latest is None or self._latest.query()  # type: ignore[no-untyped-call]
-        if self._end is None or (idle and time.monotonic() - self._seen > DRIFT):
+        if self._end is None or (time.monotonic() - self._seen > DRIFT and self._idle()):
             self._end = self._look()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(stream)
@@ -76,13 +75,17 @@ class Ruler:
         event = TimedEvent(enable_timing=True)  # type: ignore[no-untyped-call]
         event.ruler, event.begun, event.end = self, begun, self._end
         event.record(stream)
-        self._latest = event
+        self._latest[stream.cuda_stream] = event
         return event
 
     def move(self, end: _End) -> None:
         """Measure from ``end`` from now on."""
         if self._end is not None and end.moment > self._end.moment:
             self._end = end
+
+    def _idle(self) -> bool:
+        latest = tuple(self._latest.values())  # two threads record
+        return all(event.query() for event in latest)  # type: ignore[no-untyped-call]
 
     def _look(self) -> _End:
         # See Note [One clock of two].

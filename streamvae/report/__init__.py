@@ -1,8 +1,24 @@
-"""What a stream was worth: compared with the autoencoder's own decode."""
+"""What a stream was worth: compared with the autoencoder's own decode, and where its time went."""
 
+from ._advice import advice, helps
 from ._both import Reference
 from ._compare import TOLERANCES, WIDE_TOLERANCE
+from ._gaps import Gap, gaps
+from ._timeline import check_timeline, write_timeline
 from ._verification import Verdict, Verification
 from ._verify import verify
 
-__all__ = ["TOLERANCES", "WIDE_TOLERANCE", "Reference", "Verdict", "Verification", "verify"]
+__all__ = [
+    "TOLERANCES",
+    "WIDE_TOLERANCE",
+    "Gap",
+    "Reference",
+    "Verdict",
+    "Verification",
+    "advice",
+    "check_timeline",
+    "gaps",
+    "helps",
+    "verify",
+    "write_timeline",
+]
