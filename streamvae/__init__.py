@@ -28,11 +28,16 @@ from ._errors import (
 from ._merged import AVInfo, AVStats, AVStream
 from ._pipe import stream_pipeline
 from ._plan import Plan
+from ._spans import ChunkSpan, Percentiles
 from ._stats import SinkFailure, StageTimes, StreamStats
 from ._stream import FrameStream, stream_decode
 
 # without a loop
 from ._sync import asave, collect, collect_av, iter_decode, iter_decode_av, save, save_av
+
+# speed
+from ._warmup import warmup
+from .fast import release
 
 # proof
 from .report import Verification, verify
@@ -67,6 +72,9 @@ __all__ = [  # noqa: RUF022  # grouped as the imports are
     "iter_decode_av",
     "save",
     "save_av",
+    # speed
+    "release",
+    "warmup",
     # proof
     "Verification",
     "verify",
@@ -74,9 +82,11 @@ __all__ = [  # noqa: RUF022  # grouped as the imports are
     "AVInfo",
     "AVStats",
     "Band",
+    "ChunkSpan",
     "DeviceFrames",
     "Frame",
     "HostChunk",
+    "Percentiles",
     "Plan",
     "SinkFailure",
     "StageTimes",

@@ -16,9 +16,10 @@ from ._chunks import StreamInfo
 from ._errors import UsageError
 from ._stats import StreamStats
 from ._terminal import mebibytes, run_stream, seconds
-from ._whole import PeakMemory, Whole, compare_with_whole
+from ._whole import Whole, compare_with_whole
 from .codecs import codec_for
 from .models import default_vae, demo_latents
+from .report._memory import PeakMemory
 from .sinks import RawFile, VideoFile
 
 if TYPE_CHECKING:

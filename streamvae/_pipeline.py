@@ -18,6 +18,7 @@ import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from ._errors import ClosedError
+from ._log import Visit
 from ._stats import StageTimes
 
 A = TypeVar("A")
@@ -30,11 +31,18 @@ class Pipeline:
     Args:
         queue_size: Room in each queue.
         clock: Seconds, for the stages' books.
+        visit: Gives, by its name, where a stage's visits are kept.
     """
 
-    def __init__(self, queue_size: int = 2, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        queue_size: int = 2,
+        clock: Callable[[], float] = time.monotonic,
+        visit: Callable[[str], Visit] = lambda _: Visit(),
+    ) -> None:
         self._queue_size = queue_size
         self._clock = clock
+        self._visit = visit
         self._workers: list[_Worker[Any, Any]] = []
         self._error: Exception | None = None
 
@@ -42,6 +50,14 @@ class Pipeline:
     def times(self) -> list[StageTimes]:
         """The stages' books, in order; they go on changing while the pipeline runs."""
         return [worker.times for worker in self._workers]
+
+    @property
+    def depths(self) -> dict[str, int]:
+        """Things in the queue behind each stage, by its name."""
+        return {
+            worker.times.name: worker.receive.statistics().current_buffer_used
+            for worker in self._workers
+        }
 
     def connect(
         self,
@@ -56,7 +72,7 @@ class Pipeline:
         """
         send, receive = anyio.create_memory_object_stream[B](self._queue_size)
         before = next((worker for worker in self._workers if worker.receive is upstream), None)
-        inlet = _Inlet(upstream, StageTimes(name), self._clock)
+        inlet = _Inlet(upstream, StageTimes(name), self._visit(name), self._clock)
         self._workers.append(_Worker(stage, inlet, send, receive, before=before, passed=passed))
         return receive
 
@@ -109,11 +125,17 @@ class _Inlet(Generic[A]):
     """A stage's input, which keeps the stage's book of waiting."""
 
     def __init__(
-        self, upstream: AsyncIterable[A], times: StageTimes, clock: Callable[[], float]
+        self,
+        upstream: AsyncIterable[A],
+        times: StageTimes,
+        visit: Visit,
+        clock: Callable[[], float],
     ) -> None:
         self._items = aiter(upstream)
+        self._queue = upstream if isinstance(upstream, MemoryObjectReceiveStream) else None
         self._clock = clock
         self.times = times
+        self.visit = visit
         self.received = 0
         self.waiting = False
 
@@ -121,7 +143,8 @@ class _Inlet(Generic[A]):
         return self
 
     async def __anext__(self) -> A:
-        began = self._clock()
+        began = self.visit.asked = self._clock()
+        self._look()
         self.waiting = True
         try:
             item = await anext(self._items)
@@ -129,10 +152,17 @@ class _Inlet(Generic[A]):
             self.waiting = False
             raise
         finally:
-            self.times.waiting_input += self._clock() - began
+            self.visit.begin = self._clock()
+            self.times.waiting_input += self.visit.begin - began
         self.waiting = False
         self.received += 1
         return item
+
+    def _look(self) -> None:
+        """Note how many chunks are there already."""
+        queue = self._queue
+        self.visit.queued = 0 if queue is None else queue.statistics().current_buffer_used
+        self.times.came(self.visit.queued, self.received + 1)
 
 
 class _Worker(Generic[A, B]):
@@ -171,7 +201,8 @@ class _Worker(Generic[A, B]):
                     except anyio.BrokenResourceError:
                         return
                     finally:
-                        self.times.waiting_output += clock() - sending
+                        self.inlet.visit.resumed = clock()
+                        self.times.waiting_output += self.inlet.visit.resumed - sending
                         del item  # else it lives on while the next one is made
                     if self.scope.cancel_called:
                         return  # taken by a stage that was leaving, and dropped

@@ -151,6 +151,7 @@ class FrameStream:
         self._iterated = False
         self._joiner = Joiner(bands=True)
         self._closed = False
+        self._reason: Exception | None = None
 
     @property
     def info(self) -> StreamInfo:
@@ -261,6 +262,11 @@ class FrameStream:
         if self._run is not None:
             self._run.task.cancel()
 
+    def _fail(self, reason: Exception) -> None:
+        """Stop without waiting for it; whoever asks for frames from now on gets ``reason``."""
+        self._reason = self._reason or reason
+        self._halt()
+
     def _claim(self, *, bands: bool) -> None:
         if self._iterated:
             raise ClosedError("expected a fresh stream, got one that was iterated before")
@@ -269,7 +275,9 @@ class FrameStream:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ClosedError("expected an open stream, got one that has ended or was closed")
+            raise self._reason or ClosedError(
+                "expected an open stream, got one that has ended or was closed"
+            )
 
     def _start(self) -> _Run:
         self._check_open()
@@ -327,7 +335,7 @@ class FrameStream:
         self._closed = True
         self._over(run)
         if run.task.cancelled():
-            raise ClosedError("expected an open stream, got one that was closed")
+            raise self._reason or ClosedError("expected an open stream, got one that was closed")
         run.task.result()
 
     def _over(self, run: _Run) -> None:

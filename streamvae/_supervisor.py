@@ -18,12 +18,12 @@ from ._chunks import DeviceFrames, HostChunk, LatentChunk, StreamInfo
 from ._errors import FrameCountError
 from ._events import Event
 from ._identified import Identification
+from ._log import Log, clock_of
 from ._options import Options
 from ._pipeline import Pipeline
 from ._progress import Reporter
 from ._recipe import Preparation, Recipe
 from ._source import resolve
-from ._spans import Log, clock_of
 from ._stats import Book, StreamStats
 from ._tee import Tee
 from ._threads import Worker, outcome

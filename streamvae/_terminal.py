@@ -35,6 +35,7 @@ from .sinks import VideoFile
 
 if TYPE_CHECKING:
     import torch
+    from rich.progress import TaskID
 
 #: Exit codes.
 FAILED, USAGE, ROUNDED, ABORTED = 1, 2, 3, 130
@@ -177,16 +178,29 @@ def _note_kept(error: BaseException, sinks: Sequence[Sink], unit: str) -> None:
 @contextlib.contextmanager
 def bar(label: str) -> Iterator[Callable[[int, int | None], None]]:
     """A bar on standard error, if that is a terminal; advanced by (done, in all)."""
+    with bars() as advance:
+        yield lambda done, total: advance(label, done, total)
+
+
+@contextlib.contextmanager
+def bars() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Bars on standard error, if that is a terminal; advanced by (label, done, in all)."""
     if not sys.stderr.isatty():
-        yield lambda _done, _total: None
+        yield lambda _label, _done, _total: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(label, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        tasks: dict[str, TaskID] = {}
+
+        def advance(label: str, done: int, total: int | None) -> None:
+            if label not in tasks:
+                tasks[label] = progress.add_task(label, total=total)
+            progress.update(tasks[label], completed=done, total=total)
+
+        yield advance
 
 
 def report(error: BaseException) -> int:

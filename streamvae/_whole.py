@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from ._errors import StreamVAEError
 from ._sync import iter_decode
 from .models import default_vae, demo_latents
+from .report._memory import PeakMemory, told_by
 
 #: Frames also compared as float32, which takes a second stream; it is left after these.
 FLOAT_FRAMES = 9
@@ -48,38 +46,6 @@ class Whole:
     float_equal: bool
 
 
-class PeakMemory:
-    """Measures how much memory is used at most from now on, above what is used now.
-
-    Args:
-        device: CUDA: what torch allocates there. Else: this process's resident memory, as Linux
-            tells it; other systems do not say.
-    """
-
-    def __init__(self, device: str) -> None:
-        self._cuda = device if torch.device(device).type == "cuda" else None
-        if self._cuda is not None:
-            torch.cuda.reset_peak_memory_stats(self._cuda)
-            self._before: int | None = torch.cuda.memory_allocated(self._cuda)
-        else:
-            # Not getrusage: its maximum outlives exec, so a child would report its parent's.
-            with contextlib.suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-            self._before = _status("VmRSS")
-            self._high = _status("VmHWM")
-
-    def above(self) -> int | None:
-        """Bytes; None where that is not known."""
-        if self._before is None:
-            return None
-        if self._cuda is not None:
-            return torch.cuda.max_memory_allocated(self._cuda) - self._before
-        high = _status("VmHWM")
-        # An old maximum that could not be reset, and was not reached again, says nothing.
-        stale = high == self._high and high != self._before
-        return None if high is None or stale else high - self._before
-
-
 def compare_with_whole(frames: Path, device: str, latents: int) -> Whole:
     """Decode the demo's latents with ``vae.decode`` in a fresh process and compare.
 
@@ -91,22 +57,10 @@ def compare_with_whole(frames: Path, device: str, latents: int) -> Whole:
     Raises:
         StreamVAEError: The process failed, as it does without enough memory.
     """
-    home = str(Path(__file__).parent.parent)  # where this very package is, installed or not
-    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
     # With another number of threads torch may take other algorithms, which round otherwise.
     said_to = (str(frames), device, str(latents), str(torch.get_num_threads()))
-    ran = subprocess.run(  # noqa: S603  # this package, with paths of our own
-        [sys.executable, "-m", __name__, *said_to],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-        start_new_session=True,  # ctrl-C is for the parent, which ends it
-    )
-    if ran.returncode != 0:
-        said = (ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"])[-1]
-        raise StreamVAEError(f"expected vae.decode to run in a process of its own, got: {said}")
-    return Whole(**json.loads(ran.stdout))
+    told = told_by(__name__, *said_to, what="vae.decode")
+    return Whole(**cast("dict[str, Any]", told))
 
 
 def _main(frames: str, device: str, latents: str, threads: str) -> None:
@@ -146,16 +100,6 @@ def _equal_frames(decoded: torch.Tensor, path: Path) -> int:
     if len(streamed) != len(pictures):
         return 0
     return sum(torch.equal(one, other) for one, other in zip(whole, streamed, strict=True))
-
-
-def _status(field: str) -> int | None:
-    """A line of ``/proc/self/status`` in bytes; None where there is none."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return None
-    values = (line.split()[1] for line in lines if line.startswith(f"{field}:"))
-    return next((int(value) * 1024 for value in values), None)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,8 @@ class Backend(Protocol):
     caller stops waiting, at whatever moment.
 
     One that makes planes of 4:2:0 from pixels faster than the host does says so by an attribute,
-    ``makes_planes = True``.
+    ``makes_planes = True``. One that can record a chunk's kernels and launch them as one has an
+    attribute ``graphs`` (`streamvae._graphs.Graphs`).
     """
 
     @property

@@ -19,6 +19,7 @@ from ._bands import Joiner
 from ._chunks import DeviceChunk, DeviceFrames, HostChunk, LatentChunk
 from ._errors import NonFiniteError, StageTimeout
 from ._events import Event, wait
+from ._log import Call, Log
 from ._pixels import Kind
 from ._recipe import Recipe
 from ._tee import Tee
@@ -39,16 +40,18 @@ async def decode(
     recipe: Recipe,
     backend: Backend,
     timeout: float | None = None,
+    *,
+    log: Log | None = None,
 ) -> AsyncGenerator[DeviceChunk, None]:
     """Launch each chunk on the device, at most two ahead of it; never wait for its result."""
-    index = 0
+    index, log = 0, log or Log()
     async for chunk in source:
         arrived, pieces = chunk.arrived, chunk.pieces
         del chunk
         bands = recipe.bands(pieces)
         for band in bands or (None,):
             work = functools.partial(recipe.decode, pieces, band)
-            launched = await _launch(backend, work, index, timeout, after=arrived, hold=pieces)
+            launched = await _launch(backend, work, index, timeout, log, after=arrived, hold=pieces)
             del work
             if band is None or band.last:
                 pieces, arrived = (), ()
@@ -56,7 +59,7 @@ async def decode(
             del launched
             index += 1
     for _ in range(recipe.codec.drains(recipe.latents)):
-        launched = await _launch(backend, recipe.drain, index, timeout)
+        launched = await _launch(backend, recipe.drain, index, timeout, log)
         yield launched
         del launched
         index += 1
@@ -67,14 +70,18 @@ async def _launch(
     work: Callable[[], Rendered | None],
     index: int,
     timeout: float | None,
+    log: Log,
     *,
     after: tuple[Event, ...] = (),
     hold: tuple[torch.Tensor, ...] = (),
 ) -> DeviceChunk:
     turn = backend.turn()
     await _pass(turn, backend, "decode", index, timeout)
-    future = backend.launch(work, turn, after=after, hold=hold)
+    call = Call(work, f"decode chunk {index}", log.clock)
+    del work
+    future = backend.launch(call, turn, after=after, hold=hold)
     handle, ready = await _result(future, turn, "decode", index, timeout)
+    log.launched(index, call, ready)
     return DeviceChunk(index, handle, ready)
 
 
@@ -109,9 +116,11 @@ async def download(
     kind: Kind,
     nonfinite: NonFinite = "raise",
     timeout: float | None = None,
+    *,
+    log: Log | None = None,
 ) -> AsyncGenerator[HostChunk, None]:
     """Copy each chunk to the host as soon as the device has made it."""
-    start = 0
+    start, log = 0, log or Log()
     async for chunk in source:
         index, band = chunk.index, chunk.band
         copy = await _copy(chunk, backend, timeout)
@@ -119,6 +128,7 @@ async def download(
         if copy is None:
             continue
         await wait(copy.done, backend.device, stage="download", chunk=index, timeout=timeout)
+        done = copy.done
         arrived = await _result(backend.collect(copy), None, "download", index, timeout)
         del copy
         check_finite(
@@ -130,6 +140,7 @@ async def download(
         host = HostChunk(index, start, kind, arrived.pixels, band, arrived.picture)
         del arrived
         start += len(host)
+        log.passed("download", index, frames=len(host), nbytes=host.data.nbytes, event=done)
         yield host
         del host
 
@@ -147,9 +158,11 @@ async def settle(
     kind: Kind,
     nonfinite: NonFinite = "raise",
     timeout: float | None = None,
+    *,
+    log: Log | None = None,
 ) -> AsyncGenerator[DeviceFrames, None]:
     """Leave each chunk on the device and pass it on once the device has made it."""
-    start = 0
+    start, log = 0, log or Log()
     async for chunk in source:
         index, band = chunk.index, chunk.band
         await wait(chunk.ready, backend.device, stage="settle", chunk=index, timeout=timeout)
@@ -162,15 +175,19 @@ async def settle(
         frames = DeviceFrames(index, start, kind, rendered.pixels, band)
         del rendered
         start += len(frames)
+        log.passed("settle", index, frames=len(frames))
         yield frames
         del frames
 
 
-async def persist(source: AsyncIterator[HostChunk], tee: Tee) -> AsyncGenerator[HostChunk, None]:
+async def persist(
+    source: AsyncIterator[HostChunk], tee: Tee, *, log: Log | None = None
+) -> AsyncGenerator[HostChunk, None]:
     """Have every sink accept each chunk, side by side, before it is passed on.
 
     Bands of a picture are joined first, unless all sinks take them.
     """
+    log = log or Log()
     joiner = Joiner(bands=all(map(takes_bands, tee.sinks)))
     try:
         async for given in source:
@@ -178,6 +195,7 @@ async def persist(source: AsyncIterator[HostChunk], tee: Tee) -> AsyncGenerator[
             del given
             if chunk is not None:
                 await tee.accept(chunk)
+                log.passed("persist", chunk.index, frames=len(chunk), nbytes=chunk.data.nbytes)
                 yield chunk
             del chunk
     finally:

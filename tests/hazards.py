@@ -161,7 +161,7 @@ HAZARDS = (
         "test_stream.py::test_a_frame_that_is_seen_was_accepted",
         (
             "stages.py",
-            "                await tee.accept(chunk)\n                yield chunk\n",
+            "                await tee.accept(chunk)\n",
             "                yield chunk\n                await tee.accept(chunk)\n",
         ),
     ),
@@ -223,6 +223,105 @@ HAZARDS = (
         "pictures come before the sound of their time",
         "test_av.py::test_sixty_seconds_on_one_clock",
         ("_merged.py", "min(going, key=_Side.time)", "going[-1]"),
+    ),
+    hazard(
+        "a request ends before its client's stream has given everything back",
+        "live/test_responses.py::test_a_task_that_is_cancelled",
+        ("live/_hosted.py", '(gone and self._on_disconnect != "finish")', "False"),
+    ),
+    hazard(
+        "a client that goes is noticed by its next frame only",
+        "live/test_responses.py::test_a_client_that_takes_nothing_and_goes",
+        (
+            "live/_stay.py",
+            "            endings.append(ending)\n            scope.cancel()\n",
+            "            endings.append(ending)\n",
+        ),
+    ),
+    hazard(
+        "a full disk is taken for a client that has gone",
+        "live/test_responses.py::test_an_error_of_the_disk_is_no_departure",
+        (
+            "live/_stay.py",
+            "            except GoneError:\n",
+            "            except (GoneError, OSError):\n",
+        ),
+    ),
+    hazard(
+        "a part of the frames is taken for all of them",
+        "live/test_responses.py::test_shutdown",
+        (
+            "live/_asgi.py",
+            '                raise ClosedError("the server stopped before the stream\'s end")\n',
+            "                await body.finish()\n                return\n",
+        ),
+    ),
+    hazard(
+        "a browser shows every picture when the next one comes",
+        "live/test_responses.py::test_mjpeg",
+        (
+            "live/_responses.py",
+            "(_LAST if self._ended else _PART)",
+            '(_LAST if self._ended else b"")',
+        ),
+    ),
+    hazard(
+        "a client gets more frames than it has credit for",
+        "live/test_responses.py::test_credits",
+        ("live/_sockets.py", "                    account.sent(packet.index)\n", ""),
+    ),
+    hazard(
+        "a viewer who is slow holds the decode",
+        "live/test_broadcast.py::test_sinks_and_viewers_are_not_slowed_by_a_stalled_viewer",
+        (
+            "live/_subscription.py",
+            "        return isinstance(self.policy, Block)\n",
+            "        return True\n",
+        ),
+    ),
+    hazard(
+        "a viewer who blocks is not waited for",
+        "live/test_broadcast.py::test_a_viewer_who_blocks_gets_everything",
+        (
+            "live/_tracks.py",
+            "        while self.lossless and len(self._inlet) >= ROOM and not self.over:\n",
+            "        while False:\n",
+        ),
+    ),
+    hazard(
+        "a viewer gets what builds on a packet that it did not get",
+        "live/test_policies.py::test_after_a_gap_comes_a_key",
+        ("live/_subscription.py", "        self._torn = not self._items\n", ""),
+    ),
+    hazard(
+        "what an encoder leaves out is not counted",
+        "live/test_broadcast.py::test_the_decode_goes_on_when_one_who_blocks_leaves",
+        ("live/_tracks.py", "                outlet.missed(missed)\n", "                pass\n"),
+    ),
+    hazard(
+        "a frame that a viewer keeps keeps its chunk",
+        "live/test_broadcast.py::test_frames_are_shared_and_read_only",
+        ("live/_forms.py", "    owned = data.copy()\n", "    owned = data\n"),
+    ),
+    hazard(
+        "frames are encoded when nobody watches any more",
+        "live/test_broadcast.py::test_each_form_is_made_once_and_only_while_wanted",
+        ("live/_tracks.py", "            self.stop()\n", "            pass\n"),
+    ),
+    hazard(
+        "a late viewer waits for the next second's keyframe",
+        "live/test_broadcast.py::test_a_late_joiner_begins_at_the_next_frame",
+        ("live/_mp4.py", "key=key and not often)\n", "key=False)\n"),
+    ),
+    hazard(
+        "the decode goes on for nobody",
+        "live/test_broadcast.py::test_the_decode_stops_when_the_last_viewer_left",
+        ("live/_hub.py", "            self._left()\n", "            pass\n"),
+    ),
+    hazard(
+        "the last fragment of a viewer's video is in the next one's time",
+        "live/test_packets.py::test_a_frame_that_was_dropped_is_a_gap_in_time",
+        ("live/_mp4.py", "encoder.encode(picture, frame.index, ", "encoder.encode(picture, None, "),
     ),
 )
 

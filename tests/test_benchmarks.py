@@ -50,6 +50,48 @@ def test_the_gpu_program_rehearses_anywhere(tmp_path: Path) -> None:
     assert "rehearsal" in printed
 
 
+def test_the_program_for_graphs_rehearses_anywhere(tmp_path: Path) -> None:
+    """Without a card its parts run eagerly: frames are equal, and no promise of graphs is told."""
+    out = tmp_path / "graphs.json"
+    printed = run("graphs_h200.py", "--quick", "--device", "cpu", "--out", str(out))
+    result = json.loads(out.read_text())
+    assert result["warm up"]["step"].startswith("eager")
+    assert all(one["unequal frames"] == 0 for one in result["exactness"].values())
+    assert 0 < result["busy"]["by stats"] <= 1
+    assert {"raw / device alone", "steady chunk / eager"} <= set(result["promises"])
+    assert "idle share, steady chunks" not in result["promises"]
+    assert "no graphs: eager" in printed
+    assert "rehearsal" in printed
+
+
+def test_busy_share_of_steady_graphs(trace: ModuleType) -> None:
+    """Between the first graph's first kernel and the last one's last, whatever lies around them."""
+
+    def event(category: str, name: str, begin: float, length: float, **args: int) -> object:
+        return {"cat": category, "name": name, "ts": begin, "dur": length, "args": args}
+
+    events = [
+        event("kernel", "of the first chunk", 10, 50, stream=7, correlation=1),
+        event("cuda_runtime", "cudaGraphLaunch", 60, 5, correlation=2),
+        event("cuda_runtime", "cudaGraphLaunch", 70, 5, correlation=3),
+        event("kernel", "conv", 100, 40, stream=7, correlation=2),
+        event("kernel", "norm", 142, 18, stream=7, correlation=2),
+        event("kernel", "quantise", 160, 10, stream=7, correlation=4),
+        event("gpu_memcpy", "Memcpy DtoH (Device -> Pinned)", 171, 500, stream=20, correlation=5),
+        event("gpu_memset", "Memset (Device)", 172, 8, stream=7, correlation=3),
+        event("kernel", "conv", 180, 20, stream=7, correlation=3),
+        event("kernel", "of somebody else", 90, 200, stream=9, correlation=6),
+        event("kernel", "after all graphs", 210, 10, stream=7, correlation=8),
+    ]
+    result = trace.steady(events)
+    assert result["graphs"] == 2
+    assert result["pieces_of_work"] == 4
+    assert result["window_ms"] == pytest.approx(0.100)
+    assert result["share"] == pytest.approx(0.96)
+    assert result["largest_gap_ms"] == pytest.approx(0.002)
+    assert trace.steady(events[:1]) == {"graphs": 0}
+
+
 def test_the_cpu_program_runs(tmp_path: Path) -> None:
     """It measures both loops and the first frame."""
     out = tmp_path / "cpu.json"
@@ -67,6 +109,30 @@ def test_the_program_for_sinks_runs(tmp_path: Path) -> None:
     assert {"raw, bare", "raw, RawFile", "mp4, bare", "mp4, VideoFile"} <= set(result["clips"])
     assert result["heartbeat"]["beats"] > 0
     assert {"raw / bare", "mp4 / bare"} <= set(result["promises"])
+
+
+def test_the_program_for_viewers_rehearses_anywhere(tmp_path: Path) -> None:
+    """It compares the file of a job that is watched with that of one that is not, and counts."""
+    out = tmp_path / "viewers.json"
+    run("viewers_cpu.py", "--quick", "--latents", "1", "--rounds", "1", "--out", str(out))
+    result = json.loads(out.read_text())
+    assert result["promises"]["files that differ"]["measured"] == 0
+    assert result["viewers"]["frames"]["frames"] == 1
+    assert set(result["viewers"]) == {"frames", "jpeg", "mp4"}
+    assert result["heartbeat"]["10 viewers"]["beats"] > 0
+
+
+def test_the_program_for_services_rehearses_anywhere(tmp_path: Path) -> None:
+    """Streams of one service are compared with themselves alone; a watched job is seen."""
+    out = tmp_path / "service.json"
+    args = ("--quick", "--device", "cpu", "--streams", "3", "--jobs", "wan", "--out", str(out))
+    printed = run("service_h200.py", *args)
+    result = json.loads(out.read_text())
+    assert result["service"]["equal to alone"] is True
+    assert [len(firsts) for firsts in result["service"]["first frames of all"]] == [3]
+    assert min(result["jobs"]["wan"]["pictures"]) > 0
+    assert {"rate of one / of all", "wan, watched / alone"} <= set(result["promises"])
+    assert "rehearsal" in printed
 
 
 def test_the_program_for_pictures_rehearses_anywhere(tmp_path: Path) -> None:
@@ -136,3 +202,16 @@ def test_utilisation_of_a_trace(trace: ModuleType) -> None:
     assert result["union_ms"] == pytest.approx(0.075)
     assert result["share"] == pytest.approx(0.75)
     assert result["largest_gap_ms"] == pytest.approx(0.010)
+
+
+def test_the_timelines_are_drawn_anywhere(tmp_path: Path) -> None:
+    """Both ways are drawn on one scale, and what they say of themselves is written."""
+    folders = ("--out", str(tmp_path), "--results", str(tmp_path))
+    printed = run("timelines.py", "--device", "cpu", "--latents", "3", "--crop", "3", *folders)
+    assert "limit: " in printed
+    result = json.loads((tmp_path / "timelines_cpu.json").read_text())
+    assert set(result["ways"]) == {"synchronous loop", "streamvae"}
+    trace = json.loads((tmp_path / "timelines_cpu_trace.json").read_text())["traceEvents"]
+    assert {event["pid"] for event in trace} == {1, 2}
+    for end in (".png", ".html"):
+        assert (tmp_path / f"timelines_cpu{end}").stat().st_size > 1000

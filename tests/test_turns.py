@@ -1,10 +1,11 @@
 """Turns on a device: fair, limited, and never lost."""
 
+import contextvars
 import gc
 import random
 import threading
 
-from streamvae._turns import Ticket, Turnstile
+from streamvae._turns import PATIENCE, Line, Ticket, Turnstile, current_line, in_line
 from streamvae.testing import ManualEvent
 
 
@@ -95,6 +96,68 @@ def test_one_that_left_while_waiting_is_passed_over() -> None:
     inside.leave()
     assert last.query()
     assert not tired.query()
+
+
+def test_a_first_turn_goes_before_later_ones() -> None:
+    """Whoever comes last has its first turn first; after that it is one among the others."""
+    turnstile = Turnstile(1)
+    inside = turnstile.take()
+    assert inside.query()
+    old, new = Line(), Line()
+    turnstile.take(old).leave()
+    later, plain, first = turnstile.take(old), turnstile.take(), turnstile.take(new)
+    second = turnstile.take(new)
+
+    assert _served(inside, [later, plain, second, first]) == [first, later, plain, second]
+
+
+def test_previews_go_behind_the_others() -> None:
+    """A preview's turns go behind all others, also its first, in their own order."""
+    turnstile = Turnstile(1)
+    inside = turnstile.take()
+    assert inside.query()
+    looked_at = Line("preview")
+    previews = [turnstile.take(looked_at) for _ in range(2)]
+    finals = [turnstile.take() for _ in range(3)]
+
+    assert _served(inside, previews + finals) == finals + previews
+
+
+def test_nobody_is_overtaken_for_ever() -> None:
+    """A ticket is overtaken so often, and then served in the order of asking."""
+    for line, others in ((Line("preview"), None), (None, Line)):
+        turnstile = Turnstile(1)
+        inside = turnstile.take()
+        assert inside.query()
+        patient = turnstile.take(line)
+        served = 0
+        while not patient.query():
+            following = turnstile.take(None if others is None else others())
+            inside.leave()
+            inside = following if following.query() else patient
+            served += inside is following
+        assert served == PATIENCE
+
+
+def test_a_line_is_had_by_what_is_started_in_it() -> None:
+    """Tasks have the line that they were made in; others have none."""
+    line = Line()
+    assert current_line() is None
+    with in_line(line):
+        inside = contextvars.copy_context()
+    assert current_line() is None
+    assert inside.run(current_line) is line
+
+
+def _served(inside: Ticket, waiting: list[Ticket]) -> list[Ticket]:
+    """The order in which those who wait get their turns."""
+    served = []
+    while waiting:
+        inside.leave()
+        (inside,) = [ticket for ticket in waiting if ticket.query()]
+        waiting = [ticket for ticket in waiting if ticket is not inside]
+        served.append(inside)
+    return served
 
 
 def test_thousands_of_tickets_from_several_threads() -> None:

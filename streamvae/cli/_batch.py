@@ -9,11 +9,14 @@ from typing import Unpack
 import typer
 
 from .. import _info, _terminal
+from .._merged import AVStats
 from .._options import StreamOptions
+from .._stats import StreamStats
 from ..abc import Codec
 from ._options import look_into
 from ._outputs import PIPE, Outputs, is_there
 from ._sound import Sound
+from ._times import Times
 
 
 class Batch:
@@ -25,6 +28,7 @@ class Batch:
         resume: Whether to go on with what was broken off.
         skip_existing: Whether outputs that are there are left alone.
         quiet: Say nothing but what went wrong.
+        times: What is to be told of each stream's time.
     """
 
     def __init__(
@@ -35,9 +39,11 @@ class Batch:
         resume: bool,
         skip_existing: bool,
         quiet: bool,
+        times: Times = Times(),  # noqa: B008  # frozen
     ) -> None:
         self._latents, self._outputs = latents, outputs
         self._resume, self._skip_existing, self._quiet = resume, skip_existing, quiet
+        self._times = times
         self._skipped = 0
         self._failed: list[tuple[Path, Exception]] = []
 
@@ -82,16 +88,20 @@ class Batch:
         if len(self._latents) > 1:
             look_into(path)
         label = path.name if len(self._latents) == 1 else self._counted(number, path)
+        both: StreamStats | AVStats
         if sound is None:
             info, stats = _terminal.run_stream(path, codec, sinks, label, **options)
+            both = stats
         else:
-            info, stats = sound.run(path, codec, sinks, label, options)
+            info, both = sound.run(path, codec, sinks, label, options)
+            stats = both.video
         if not self._quiet:
             first, *others = _info.summary(
                 info, stats, ["stdout" if n == PIPE else n for n in names]
             )
             for line in (first, *others) if len(self._latents) == 1 else (first,):
                 typer.echo(line, err=self._outputs.piped)
+        self._times.tell(both, path.stem, err=self._outputs.piped, quiet=self._quiet)
 
     def _counted(self, number: int, path: Path) -> str:
         return f"[{number}/{len(self._latents)}] {path.name}"

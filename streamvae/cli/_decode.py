@@ -26,6 +26,7 @@ from ._options import (
 )
 from ._outputs import Outputs
 from ._sound import Sound
+from ._times import ReportOption, TimelineOption, Times
 
 
 class NonFinite(StrEnum):
@@ -103,6 +104,8 @@ def decode(
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Leave outputs alone that are there.")
     ] = False,
+    timeline: TimelineOption = None,
+    report: ReportOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No summary.")] = False,
 ) -> None:
     """Decode LATENTS into one or several files.
@@ -116,7 +119,11 @@ def decode(
     told["odd"] = None if odd is None else odd.value
     outputs = Outputs(out, told, fps=fps is not None, overwrite=overwrite)
     outputs.expect_apart(latents)
-    batch = Batch(latents, outputs, resume=resume, skip_existing=skip_existing, quiet=quiet)
+    times = Times(timeline, report)
+    times.check(len(latents))
+    batch = Batch(
+        latents, outputs, resume=resume, skip_existing=skip_existing, quiet=quiet, times=times
+    )
     if len(latents) == 1:  # of several, those that are right are decoded
         outputs.sinks(outputs.of(latents[0]), resume=resume or skip_existing)
         look_into(latents[0])

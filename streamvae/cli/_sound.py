@@ -8,8 +8,8 @@ from pathlib import Path
 from .. import _terminal
 from .._chunks import StreamInfo
 from .._errors import UsageError
+from .._merged import AVStats
 from .._options import StreamOptions
-from .._stats import StreamStats
 from ..abc import Codec, Sink
 from ..sinks import AudioFile, FlacFile, VideoFile, WavFile
 from ._options import Dtype, look_into, sound_decoder
@@ -55,7 +55,7 @@ class Sound:
         sinks: Sequence[Sink],
         label: str,
         options: StreamOptions,
-    ) -> tuple[StreamInfo, StreamStats]:
+    ) -> tuple[StreamInfo, AVStats]:
         """Decode both: videos get both, files of sound the sound, others the pictures.
 
         Args:
@@ -66,7 +66,7 @@ class Sound:
             options: Of both streams.
 
         Returns:
-            What the video's stream was like.
+            What is known of the video, and what both streams were like.
         """
         both = [sink for sink in sinks if isinstance(sink, VideoFile)]
         audio = [sink for sink in sinks if isinstance(sink, (AudioFile, FlacFile, WavFile))]
@@ -77,4 +77,4 @@ class Sound:
         info, stats = _terminal.run_stream_av(
             (video, self._latents), (codec, self._decoder), (both, others, audio), label, **options
         )
-        return info.video, stats.video
+        return info.video, stats

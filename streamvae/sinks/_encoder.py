@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from fractions import Fraction
+from typing import Protocol
 
 import av
 import numpy as np
 import numpy.typing as npt
+from av.packet import Packet
+from av.stream import Stream
+from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from streamvae._errors import UsageError
 
 from ._codecs import VideoCodec
-from ._muxer import Muxer
 
 # Its notices go to stderr, and nothing but this stops them; what somebody has set stays.
 os.environ.setdefault("SVT_LOG", "1")
@@ -24,6 +28,28 @@ BT709 = 1
 
 #: Rounding and chroma siting as exact as the scaler can.
 _SCALER = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
+
+
+class Tracks(Protocol):
+    """What an encoder writes to: a file (`streamvae.sinks._muxer.Muxer`), or whoever is watching.
+
+    Attributes:
+        isom: Whether it is of the family of MP4.
+    """
+
+    isom: bool
+
+    def video(self, encoder: str, rate: Fraction, options: dict[str, str]) -> VideoStream:
+        """A track of pictures, to be set up before `ready`."""
+        ...
+
+    def ready(self) -> None:
+        """The track is set up."""
+        ...
+
+    def mux(self, packets: Sequence[Packet[Stream]]) -> None:
+        """Take packets in the order of decoding."""
+        ...
 
 
 class Encoder:
@@ -44,7 +70,7 @@ class Encoder:
 
     def __init__(
         self,
-        muxer: Muxer,
+        muxer: Tracks,
         codec: VideoCodec,
         told: dict[str, str],
         size: tuple[int, int],
@@ -89,8 +115,16 @@ class Encoder:
         """Whether it was given a picture."""
         return self.pictures > 0
 
-    def encode(self, picture: npt.NDArray[np.uint8]) -> None:
-        """Encode one picture (H, W, 3 or 4), uint8, rows contiguous; not read after the return."""
+    def encode(
+        self, picture: npt.NDArray[np.uint8], number: int | None = None, *, key: bool = False
+    ) -> None:
+        """Encode one picture.
+
+        Args:
+            picture: (H, W, 3 or 4), uint8, rows contiguous; not read after the return.
+            number: When it is shown, in frames, above that of the one before; by default the next.
+            key: Make it a keyframe.
+        """
         # from_ndarray would copy it while holding the GIL.
         wrapped = av.VideoFrame.from_numpy_buffer(picture, self._given)
         # The encoder gets planes of its own, so the picture's memory may go at once.
@@ -105,7 +139,9 @@ class Encoder:
                 dst_color_range=ColorRange.MPEG,
                 interpolation=_SCALER,
             )
-        self._send(frame)
+        if key:
+            frame.pict_type = PictureType.I
+        self._send(frame, number)
 
     def encode_planes(self, planes: npt.NDArray[np.uint8]) -> None:
         """Encode planes as `streamvae._pixels.yuv420p` makes them, (3 * H / 2, W), not copied."""
@@ -127,8 +163,9 @@ class Encoder:
                     packet.dts = packet.pts
             self._muxer.mux(packets)
 
-    def _send(self, frame: av.VideoFrame) -> None:
+    def _send(self, frame: av.VideoFrame, number: int | None = None) -> None:
         assert self._stream is not None  # noqa: S101  # nothing comes after the flush
-        frame.pts, frame.time_base = self.pictures, self._base
+        frame.pts = self.pictures if number is None else number
+        frame.time_base = self._base
         self.pictures += 1
         self._muxer.mux(self._stream.encode(frame))

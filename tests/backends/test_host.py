@@ -1,6 +1,7 @@
 """The host's own processor as a backend."""
 
 import threading
+import time
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from streamvae._events import Happened
+from streamvae._events import Happened, Timed
 from streamvae.abc import Copy, Downloaded, Rendered
 from streamvae.backends._host import HostBackend
 from streamvae.testing import ManualEvent
@@ -48,6 +49,24 @@ def test_pixels_and_flags_arrive(backend: HostBackend) -> None:
     assert result.pixels.shape == (1, 2, 4, 6, 3)
     assert (result.pixels == 7).all()
     assert (result.latents_finite, result.pixels_finite) == (True, False)
+
+
+class Accelerator(HostBackend):
+    """One that launches ahead, and has to be waited for."""
+
+    def _finish(self) -> bool:
+        return True
+
+
+def test_an_accelerator_s_work_is_timed_to_its_end() -> None:
+    """Where the call returns before the work is done, the event knows how long that took."""
+    began = time.monotonic()
+    backend = Accelerator(torch.device("cpu"))
+    _, ready = done(backend.launch(rendered, backend.turn()))
+    assert isinstance(ready, Timed)
+    span = ready.span()
+    assert span is not None
+    assert began <= span[0] <= span[1] <= time.monotonic()
 
 
 def test_host_memory_is_not_copied(backend: HostBackend) -> None:

@@ -62,7 +62,7 @@ def test_peak_memory_is_what_was_added() -> None:
     # In a process of its own, as it is used: what other tests leave is given back at any moment.
     code = (
         "import torch\n"
-        "from streamvae._whole import PeakMemory\n"
+        "from streamvae.report._memory import PeakMemory\n"
         "there = torch.ones(32 * 2**20, dtype=torch.uint8)\n"
         "peak = PeakMemory('cpu')\n"
         "torch.ones(64 * 2**20, dtype=torch.uint8)\n"

@@ -16,12 +16,14 @@ from streamvae import (
     AVStats,
     AVStream,
     Band,
+    ChunkSpan,
     DeviceFrames,
     Frame,
     FrameStream,
     HostChunk,
     NonFiniteError,
     NpyFile,
+    Percentiles,
     Plan,
     RawFile,
     SinkTimeout,
@@ -67,6 +69,9 @@ async def streaming(latents: torch.Tensor, pipe: object) -> None:
         assert_type(stream.stats, StreamStats)
         assert_type(stream.stats.stages, tuple[StageTimes, ...])
         assert_type(stream.stats.bottleneck, str)
+        assert_type(stream.stats.timeline, tuple[ChunkSpan, ...])
+        assert_type(stream.stats.device_busy, float | None)
+        assert_type(stream.stats.between_frames, Percentiles | None)
     await stream.aclose()
 
 
