@@ -67,7 +67,7 @@ async def test_the_busy_share_is_a_profiler_s(real: AutoencoderKLWan, tmp_path: 
     """
     z = card.latents(real, LATENTS, 60, 104)
     await stream_decode(z, real, sinks=Null()).finish()  # records graphs, warms up
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
         stream = stream_decode(z, real, sinks=Null())
         stats = await stream.finish()
         torch.cuda.synchronize()
