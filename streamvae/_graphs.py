@@ -6,10 +6,12 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 
 class Graph(Protocol):
@@ -39,6 +41,14 @@ class Graphs(Protocol):
 
     def reserved(self) -> int:
         """Bytes of device memory that this process holds, in use or not."""
+        ...
+
+    def rehearse(self, work: Callable[[], T]) -> T:
+        """Run what is about to be recorded, in the memory that its graph will have.
+
+        Without it the memory between kernels is held twice: once for graphs, once for others.
+        What ``work`` gives lies in that memory: copy it in the same stream, and let go of it.
+        """
         ...
 
     def capture(self, work: Callable[[], torch.Tensor]) -> Graph:

@@ -9,12 +9,15 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
 from streamvae._errors import UsageError
 
 _log = logging.getLogger("streamvae")
+
+T = TypeVar("T")
 
 #: One capture at a time in a process: captures on several devices share the caching allocator.
 _CAPTURING = threading.Lock()
@@ -47,6 +50,7 @@ class CudaGraphs:
         self._device = device
         self._retired: list[tuple[torch.cuda.Event, object]] = []
         self._pool: torch.cuda._POOL_HANDLE | None = None
+        self._rehearsed = False  # the pool is held until something is recorded into it
         self._living: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     @functools.cached_property
@@ -69,7 +73,7 @@ class CudaGraphs:
         torch frees its memory then, also from under a graph that was recorded into it later.
         """
         living = list(self._living)
-        if self._pool is None or not living:
+        if self._pool is None or not (living or self._rehearsed):
             with torch.cuda.device(self._device):
                 self._pool = torch.cuda.graph_pool_handle()
         return self._pool, living
@@ -86,6 +90,34 @@ class CudaGraphs:
         """See `streamvae._graphs.Graphs.reserved`."""
         return torch.cuda.memory_reserved(self._device)
 
+    def rehearse(self, work: Callable[[], T]) -> T:
+        """See `streamvae._graphs.Graphs.rehearse`.
+
+        As ``torch.cuda.use_mem_pool()`` does it, which wants a pool whose owner outlives all graphs
+        in it; here the graphs own it.
+        """
+        begin = getattr(torch._C, "_cuda_beginAllocateCurrentThreadToPool", None)
+        if begin is None:
+            return work()
+        index = self._device.index or 0
+        with _CAPTURING:
+            pool, living = self._shared()
+            begin(index, pool)
+            try:
+                return work()
+            finally:
+                torch._C._cuda_endAllocateToPool(index, pool)
+                if self._rehearsed:  # held once
+                    torch._C._cuda_releasePool(index, pool)
+                self._rehearsed = True
+                living.clear()
+
+    def _let_go(self, pool: torch.cuda._POOL_HANDLE) -> None:
+        """Leave a pool to the graphs in it."""
+        if self._rehearsed:
+            self._rehearsed = False
+            torch._C._cuda_releasePool(self._device.index or 0, pool)
+
     def capture(self, work: Callable[[], torch.Tensor]) -> CudaGraph:
         """See `streamvae._graphs.Graphs.capture`.
 
@@ -98,22 +130,33 @@ class CudaGraphs:
         with _CAPTURING:
             pool, living = self._shared()
             try:
-                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-            except BaseException:
-                self._release(pool)
-                raise
-            try:
-                result = work()
-            except BaseException:
-                self._give_up(graph, pool)
-                raise
-            try:
-                graph.capture_end()
-            except BaseException:
-                self._release(pool)
-                raise
-            self._living.add(graph)
-            living.clear()
+                return self._captured(graph, pool, work)
+            finally:
+                living.clear()
+                self._let_go(pool)
+
+    def _captured(
+        self,
+        graph: torch.cuda.CUDAGraph,
+        pool: torch.cuda._POOL_HANDLE,
+        work: Callable[[], torch.Tensor],
+    ) -> CudaGraph:
+        try:
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        except BaseException:
+            self._release(pool)
+            raise
+        try:
+            result = work()
+        except BaseException:
+            self._give_up(graph, pool)
+            raise
+        try:
+            graph.capture_end()
+        except BaseException:
+            self._release(pool)
+            raise
+        self._living.add(graph)
         return CudaGraph(graph, result)
 
     def _give_up(self, graph: torch.cuda.CUDAGraph, pool: torch.cuda._POOL_HANDLE) -> None:
@@ -132,11 +175,9 @@ class CudaGraphs:
         later would be allocated in the graphs' pool.
         """
         index = self._device.index or 0
-        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
-            call = getattr(torch._C, name, None)
-            if call is not None:
-                with contextlib.suppress(Exception):
-                    call(index, pool)
+        with contextlib.suppress(Exception):  # nothing to end: nothing to release either
+            torch._C._cuda_endAllocateToPool(index, pool)
+            torch._C._cuda_releasePool(index, pool)
         if not self._living:
             self._pool = None
 

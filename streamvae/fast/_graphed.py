@@ -1,8 +1,9 @@
 """Steady chunks as one graph each: bit-equal, one launch in place of some 640.
 
 Eager launching of a 720p chunk of Wan 2.1 takes the launch thread 16 ms, and leaves gaps between
-kernels. The first chunk has kernels of its own and stays eager; what it leaves behind (for Wan's
-convolutions two frames, zeros before the first) is then the state of all others.
+kernels. The first chunk has kernels of its own, and so a graph of its own; what it leaves behind
+(for Wan's convolutions two frames, zeros before the first) is then the state of all others. A
+slot's first stream decodes two chunks eagerly, to learn from.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class GraphedCausal(CachedCausal):
 
 
 class _Graphed:
-    """One walk: the first chunks eager, then its slot's graph again and again."""
+    """One walk: its slot's graph of a first chunk, then that of a steady one again and again."""
 
     def __init__(self, codec: GraphedCausal) -> None:
         self._codec = codec
@@ -79,13 +80,18 @@ class _Graphed:
         if number == 0:
             return self._first(latents)
         if self._slot is not None and self._launching.usable(self._slot, latents):
-            frames = self._launching.replay(self._slot, latents)
-            # One walk's frames are clamped, and so copied, at once; those of tiles are kept till
-            # the last of them is there.
-            return frames.clone() if self._launching.walks > 1 else frames
+            return self._kept(self._launching.replay(self._slot, latents))
         if number == 1 and self._slot is None and not self._launching.obstacle:
             return self._recorded(latents)
         return self._codec.step(latents, self._cache, first=False)
+
+    def _kept(self, frames: torch.Tensor) -> torch.Tensor:
+        """What a graph gave, to be read before the next one is launched.
+
+        One walk's frames are clamped, and so copied, at once; those of tiles are kept till the last
+        of them is there.
+        """
+        return frames.clone() if self._launching.walks > 1 else frames
 
     def _first(self, latents: torch.Tensor) -> torch.Tensor:
         if latents.shape[2] != 1:
@@ -96,6 +102,9 @@ class _Graphed:
             self._cache = codec.cache()
         else:
             self._slot, self._cache = slot, cast("StaticCache", slot.state)
+            frames = self._launching.first(slot, latents)
+            if frames is not None:
+                return self._kept(frames)
             slot.state.rewind()
         return codec.step(latents, self._cache, first=True)
 
@@ -103,12 +112,17 @@ class _Graphed:
         """Decode the second chunk, eager, and record the graph for those that follow."""
         codec = self._codec
         with Copies() as copies:
-            frames = codec.step(latents, self._cache, first=False)
-        if any(isinstance(entry, str) for entry in self._cache):
+            frames, left = self._launching.rehearse(self._second(latents))
+        copied = copies.kept(left)
+        # Out of the memory that the graphs overwrite.
+        frames = frames.clone()
+        kept = [entry.clone() if isinstance(entry, torch.Tensor) else entry for entry in left]
+        self._cache = kept
+        del left
+        if any(isinstance(entry, str) for entry in kept):
             self._launching.give_up("its memory is not only tensors")
             return frames
-        copied = copies.kept(self._cache)
-        cache = self._cache = StaticCache(self._cache)
+        cache = self._cache = StaticCache(kept)
         again = codec.renewal()  # idle slots must not keep their autoencoder
 
         def chunk(static: torch.Tensor) -> torch.Tensor:
@@ -121,9 +135,28 @@ class _Graphed:
                 cache.lent = None
             return given
 
+        def first(static: torch.Tensor) -> torch.Tensor:
+            cache.rewind()
+            given = cast("CachedCausal", again()).step(static, cache, first=True)
+            if not cache.filled:
+                raise RuntimeError("a first chunk leaves a part of the memory empty")
+            return given
+
         key = key_of(codec.family, latents)
         self._slot = self._launching.record(key, cache, latents, codec.weights(), chunk)
+        if self._slot is not None and latents.shape[2] == 1:
+            self._launching.record_first(self._slot, first)
+            cache.refill()
         return frames
+
+    def _second(self, latents: torch.Tensor) -> Callable[[], tuple[torch.Tensor, list[Entry]]]:
+        """The second chunk: its frames, and what it remembers, which is nobody else's then."""
+        cache, self._cache = self._cache, []
+
+        def run() -> tuple[torch.Tensor, list[Entry]]:
+            return self._codec.step(latents, cache, first=False), cache
+
+        return run
 
     def drain(self) -> None:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +14,8 @@ from streamvae._graphs import Graphs
 from ._slots import Key, Slot, State, slots_of
 
 _log = logging.getLogger("streamvae")
+
+T = TypeVar("T")
 
 GRAPH = "graph"
 EAGER = "eager"
@@ -35,6 +38,7 @@ class Launching:
         #: Why chunks are launched kernel by kernel after all; empty while they are not.
         self.obstacle = ""
         self._family = family
+        self._before: int | None = None  # bytes that the process held before the rehearsal
 
     @property
     def said(self) -> str:
@@ -70,6 +74,27 @@ class Launching:
         slot.latents.copy_(latents)
         return slot.graph.replay()
 
+    def first(self, slot: Slot, latents: torch.Tensor) -> torch.Tensor | None:
+        """Decode the first chunk as a graph; None if the slot has none for it."""
+        if slot.first is None or slot.latents.shape != latents.shape:
+            return None
+        slot.latents.copy_(latents)
+        return slot.first.replay()
+
+    def rehearse(self, work: Callable[[], T]) -> T:
+        """Run a chunk that is to be recorded next; see `Graphs.rehearse`."""
+        self._before = self.graphs.reserved()
+        return self.graphs.rehearse(work)
+
+    def record_first(self, slot: Slot, chunk: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Record the first chunk over a slot's state too; it stays eager if that cannot be."""
+        before = self.graphs.reserved()
+        try:
+            slot.first = self.graphs.capture(lambda: chunk(slot.latents))
+        except RuntimeError as error:
+            _log.debug("%s decodes first chunks without a CUDA graph: %s", self._family, error)
+        slot.nbytes += max(self.graphs.reserved() - before, 0)
+
     def record(
         self,
         key: Key,
@@ -100,7 +125,9 @@ class Launching:
             raise RuntimeError(f"about {wanted} bytes of device memory are needed, {room} are left")
         places = tuple((weight, weight.data_ptr()) for weight in weights)
         static = torch.empty_like(latents, memory_format=torch.contiguous_format)
-        before = self.graphs.reserved()
+        before, self._before = self._before, None
+        if before is None:
+            before = self.graphs.reserved()
         graph = self.graphs.capture(lambda: chunk(static))
         own = max(self.graphs.reserved() - before, 0)
         return Slot(key, state, static, graph, places, state.nbytes + own)

@@ -42,6 +42,7 @@ class Slot:
         state: What the walk keeps.
         latents: What the graph reads, (B, C, t, h, w).
         graph: One steady chunk.
+        first: The first chunk, if that could be recorded too.
         weights: Where each of the decoder's weights was when it was recorded.
         nbytes: Of device memory, the graph's own included.
     """
@@ -52,6 +53,7 @@ class Slot:
     graph: Graph
     weights: tuple[tuple[torch.Tensor, int], ...]
     nbytes: int
+    first: Graph | None = None
 
     @property
     def current(self) -> bool:

@@ -38,6 +38,20 @@ class StaticCache(list[Entry]):
         """Of the buffers."""
         return sum(buffer.nbytes for buffer in self._buffers if buffer is not None)
 
+    @property
+    def filled(self) -> bool:
+        """Whether every buffer holds something."""
+        return all(
+            buffer is None or entry is buffer
+            for buffer, entry in zip(self._buffers, self, strict=True)
+        )
+
+    def refill(self) -> None:
+        """Count every buffer as holding something: their values are what they were."""
+        for index, buffer in enumerate(self._buffers):
+            if buffer is not None:
+                super().__setitem__(index, buffer)
+
     def rewind(self) -> None:
         """Be as empty as for a first chunk; the buffers stay."""
         for index in range(len(self)):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 
 from ._device import poison
+
+T = TypeVar("T")
 
 
 class FakeGraph:
@@ -38,6 +41,7 @@ class FakeGraphs:
         idle_bytes: As there.
         room: Bytes that `room` says are left.
         failure: What `capture` raises.
+        after: How many captures there are before it does.
 
     Attributes:
         captures: How often something was recorded.
@@ -52,9 +56,11 @@ class FakeGraphs:
         idle_bytes: int = 1 << 40,
         room: int = 1 << 40,
         failure: RuntimeError | None = None,
+        after: int = 0,
     ) -> None:
         self.idle_bytes = idle_bytes
         self.failure = failure
+        self._after = after
         self._room = room
         self.captures = 0
         self.replays = 0
@@ -74,9 +80,15 @@ class FakeGraphs:
         """See `streamvae._graphs.Graphs.reserved`."""
         return 0
 
+    def rehearse(self, work: Callable[[], T]) -> T:
+        """See `streamvae._graphs.Graphs.rehearse`; its tensors are overwritten as results are."""
+        result = work()
+        self.results.update(_tensors(result))
+        return result
+
     def capture(self, work: Callable[[], torch.Tensor]) -> FakeGraph:
         """See `streamvae._graphs.Graphs.capture`."""
-        if self.failure is not None:
+        if self.failure is not None and self.captures >= self._after:
             raise self.failure
         self.captures += 1
         return FakeGraph(self, work)
@@ -84,3 +96,11 @@ class FakeGraphs:
     def retire(self, thing: object) -> None:
         """See `streamvae._graphs.Graphs.retire`."""
         self.retired.append(thing)
+
+
+def _tensors(made: object) -> Iterator[torch.Tensor]:
+    if isinstance(made, torch.Tensor):
+        yield made
+    elif isinstance(made, list | tuple):
+        for one in made:
+            yield from _tensors(one)
