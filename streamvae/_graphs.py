@@ -47,8 +47,13 @@ class Graphs(Protocol):
         """Run what is about to be recorded, in the memory that its graph will have.
 
         Without it the memory between kernels is held twice: once for graphs, once for others.
-        What ``work`` gives lies in that memory: copy it in the same stream, and let go of it.
+        What ``work`` gives lies in that memory: copy it in the same stream, and let go of it. The
+        memory is held until `settle`.
         """
+        ...
+
+    def settle(self) -> None:
+        """Leave what was rehearsed to the graphs that were recorded since, if there are any."""
         ...
 
     def capture(self, work: Callable[[], torch.Tensor]) -> Graph:

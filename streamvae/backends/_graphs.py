@@ -50,7 +50,9 @@ class CudaGraphs:
         self._device = device
         self._retired: list[tuple[torch.cuda.Event, object]] = []
         self._pool: torch.cuda._POOL_HANDLE | None = None
-        self._rehearsed = False  # the pool is held until something is recorded into it
+        self._rehearsed: tuple[torch.cuda._POOL_HANDLE, list[torch.cuda.CUDAGraph]] | None = (
+            None  # the pool that is held, and the graphs in it
+        )
         self._living: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     @functools.cached_property
@@ -73,7 +75,7 @@ class CudaGraphs:
         torch frees its memory then, also from under a graph that was recorded into it later.
         """
         living = list(self._living)
-        if self._pool is None or not (living or self._rehearsed):
+        if self._pool is None or not (living or self._rehearsed is not None):
             with torch.cuda.device(self._device):
                 self._pool = torch.cuda.graph_pool_handle()
         return self._pool, living
@@ -107,16 +109,16 @@ class CudaGraphs:
                 return work()
             finally:
                 torch._C._cuda_endAllocateToPool(index, pool)
-                if self._rehearsed:  # held once
+                if self._rehearsed is not None:  # held already
                     torch._C._cuda_releasePool(index, pool)
-                self._rehearsed = True
-                living.clear()
+                # Its graphs too: torch counts them apart for page-locked memory.
+                self._rehearsed = pool, living
 
-    def _let_go(self, pool: torch.cuda._POOL_HANDLE) -> None:
-        """Leave a pool to the graphs in it."""
-        if self._rehearsed:
-            self._rehearsed = False
-            torch._C._cuda_releasePool(self._device.index or 0, pool)
+    def settle(self) -> None:
+        """See `streamvae._graphs.Graphs.settle`."""
+        rehearsed, self._rehearsed = self._rehearsed, None
+        if rehearsed is not None:
+            torch._C._cuda_releasePool(self._device.index or 0, rehearsed[0])
 
     def capture(self, work: Callable[[], torch.Tensor]) -> CudaGraph:
         """See `streamvae._graphs.Graphs.capture`.
@@ -133,7 +135,6 @@ class CudaGraphs:
                 return self._captured(graph, pool, work)
             finally:
                 living.clear()
-                self._let_go(pool)
 
     def _captured(
         self,

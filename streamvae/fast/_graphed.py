@@ -120,6 +120,7 @@ class _Graphed:
         self._cache = kept
         del left
         if any(isinstance(entry, str) for entry in kept):
+            self._launching.graphs.settle()
             self._launching.give_up("its memory is not only tensors")
             return frames
         cache = self._cache = StaticCache(kept)

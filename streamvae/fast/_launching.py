@@ -84,7 +84,11 @@ class Launching:
     def rehearse(self, work: Callable[[], T]) -> T:
         """Run a chunk that is to be recorded next; see `Graphs.rehearse`."""
         self._before = self.graphs.reserved()
-        return self.graphs.rehearse(work)
+        try:
+            return self.graphs.rehearse(work)
+        except BaseException:
+            self.graphs.settle()
+            raise
 
     def record_first(self, slot: Slot, chunk: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Record the first chunk over a slot's state too; it stays eager if that cannot be."""
@@ -110,6 +114,8 @@ class Launching:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             self.give_up(f"it could not be recorded: {reason}")
             return None
+        finally:
+            self.graphs.settle()
 
     def _record(
         self,

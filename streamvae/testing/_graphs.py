@@ -44,6 +44,7 @@ class FakeGraphs:
         after: How many captures there are before it does.
 
     Attributes:
+        held: Whether the memory of a rehearsal waits for a graph.
         captures: How often something was recorded.
         replays: How often a graph was launched.
         retired: What was dropped while the device might still use it.
@@ -62,6 +63,7 @@ class FakeGraphs:
         self.failure = failure
         self._after = after
         self._room = room
+        self.held = False
         self.captures = 0
         self.replays = 0
         self.retired: list[object] = []
@@ -82,9 +84,14 @@ class FakeGraphs:
 
     def rehearse(self, work: Callable[[], T]) -> T:
         """See `streamvae._graphs.Graphs.rehearse`; its tensors are overwritten as results are."""
+        self.held = True
         result = work()
         self.results.update(_tensors(result))
         return result
+
+    def settle(self) -> None:
+        """See `streamvae._graphs.Graphs.settle`."""
+        self.held = False
 
     def capture(self, work: Callable[[], torch.Tensor]) -> FakeGraph:
         """See `streamvae._graphs.Graphs.capture`."""
