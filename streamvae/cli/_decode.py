@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from .._errors import UsageError
+from .. import _info
+from .._errors import LatentsError, UsageError
+from .._terminal import seconds
+from .._warmup import warmup
+from ..abc import Codec
 from ..codecs import codec_for
 from ..sinks import BY_SUFFIX
 from ._batch import Batch
@@ -104,6 +111,12 @@ def decode(
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Leave outputs alone that are there.")
     ] = False,
+    warm: Annotated[
+        bool,
+        typer.Option(
+            "--warmup", help="Decode random latents of the first file's size before, untimed."
+        ),
+    ] = False,
     timeline: TimelineOption = None,
     report: ReportOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No summary.")] = False,
@@ -133,8 +146,15 @@ def decode(
         sound.load(device_of(device), dtype)
     elif audio_vae is not None:
         raise UsageError("expected --audio with --audio-vae, got none")
+    decoder = codec_for(autoencoder(vae, device_of(device), dtype))
+    if warm:
+        # Of several files each is said to be bad in its turn.
+        with contextlib.suppress(*(LatentsError,) if len(latents) > 1 else ()):
+            _warm_up(
+                decoder, latents[0], mode.value, latents_per_chunk, quiet=quiet or outputs.piped
+            )
     batch.run(
-        codec_for(autoencoder(vae, device_of(device), dtype)),
+        decoder,
         sound,
         fps=fps,
         normalized=normalized,
@@ -144,6 +164,16 @@ def decode(
         nonfinite=nonfinite.value,
         resume=resume,
     )
+
+
+def _warm_up(
+    codec: Codec, latents: Path, mode: Literal["exact", "fast"], count: int | None, *, quiet: bool
+) -> None:
+    """Have threads, kernels and graphs for latents like those in a file; say how long it took."""
+    began = time.monotonic()
+    asyncio.run(warmup(codec, _info.latents(latents), mode=mode, latents_per_chunk=count))
+    if not quiet:
+        typer.echo(f"warm after {seconds(time.monotonic() - began)}")
 
 
 def _number(preset: str | None) -> str | int | None:

@@ -34,6 +34,23 @@ def test_decode_writes_every_file_side_by_side(invoke: Invoke, vae: Path) -> Non
     assert Path("a.mp4").stat().st_size > 0
 
 
+def test_warmup_decodes_before(invoke: Invoke, vae: Path) -> None:
+    """``--warmup`` decodes once before, says so, and changes nothing; latents must be right."""
+    result = invoke("decode", "z.safetensors", "--vae", vae, "--warmup", "-o", "a.npy")
+    assert result.exit_code == 0, result.output
+    first, second, *_ = result.stdout.splitlines()
+    assert first.startswith("warm after ")
+    assert second.startswith("9 frames")
+    assert np.array_equal(np.load("a.npy"), np.asarray(streamvae.collect(LATENTS, str(vae)))[0])
+    save_file({"latents": torch.ones(1, 3, 2, 4, 6)}, "bad.safetensors")
+    result = invoke("decode", "bad.safetensors", "--vae", vae, "--warmup", "-o", "b.npy")
+    assert "expected" in one_error(result, 2)
+    both = ("bad.safetensors", "z.safetensors")
+    result = invoke("decode", *both, "--vae", vae, "--warmup", "-o", "c{stem}.npy")
+    assert result.exit_code == 1
+    assert Path("cz.npy").exists()
+
+
 def test_float32_keeps_the_decoder_s_values(invoke: Invoke, vae: Path) -> None:
     """``--float32`` gives what vae.decode gives, bit for bit."""
     result = invoke("decode", "z.safetensors", "--vae", vae, "-o", "a.npy", "--float32", "-q")
