@@ -57,8 +57,8 @@ async def test_first_frames_come_in_turn(real: AutoencoderKLWan) -> None:
     assert all(seconds <= 2 * k * alone for k, seconds in enumerate(arrived, 1)), (alone, arrived)
 
 
-async def test_memory_is_what_admission_reserved(real: AutoencoderKLWan) -> None:
-    """Four streams take no more than their plans together, and one that cannot fit is refused."""
+async def test_admission_by_memory(real: AutoencoderKLWan) -> None:
+    """Four streams whose plans fill the memory run together; one that cannot fit is refused."""
     clips = [card.latents(real, 5, 30, 52, seed=seed) for seed in range(4)]
     need = Need.of(codec_for(real).plan(tuple(clips[0].shape)))
     assert need is not None
