@@ -17,11 +17,13 @@ nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "types", "layers", "tests"]
 nox.options.error_on_missing_interpreters = True
 
-#: What compares with diffusers, and covers no flow.
+#: What compares with diffusers or breaks copies of the package, and covers no flow.
 BESIDE = (
     "tests/codecs",
+    "tests/fast",
     "tests/latents",
     "tests/test_families.py",
+    "tests/test_hazards.py",
     "tests/test_plan.py",
     "tests/test_stream_pipeline.py",
 )
@@ -73,8 +75,8 @@ def layers(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests (the examples among them); the flow modules must be covered entirely.
 
-    Those that compare with diffusers cover no flow and run beside the others, in a process of
-    their own: tests keep torch to one thread, so two cores do twice as much.
+    Those that cover no flow run beside the others, in a process of their own: tests keep torch to
+    one thread, so two cores do twice as much.
     """
     if session.posargs:  # a part of the tests covers a part of the code
         module(session, "coverage", "run", "-m", "pytest", *session.posargs)

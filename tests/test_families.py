@@ -289,8 +289,18 @@ def live() -> int:
     return sum(storages.values())
 
 
+@pytest.fixture
+def _few_objects() -> Iterator[None]:
+    """What was there before the test is not looked through, which takes most of a second."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @each_family
 @torch.no_grad()
+@pytest.mark.usefixtures("_few_objects")
 def test_constant_memory(family: Family) -> None:
     """What a stream keeps between chunks does not grow with its length, but where that is said."""
     if family.growing:
