@@ -215,3 +215,10 @@ def test_the_timelines_are_drawn_anywhere(tmp_path: Path) -> None:
     assert {event["pid"] for event in trace} == {1, 2}
     for end in (".png", ".html"):
         assert (tmp_path / f"timelines_cpu{end}").stat().st_size > 1000
+
+
+def test_the_plot_of_graphs_is_drawn(tmp_path: Path) -> None:
+    """From the committed results."""
+    out = tmp_path / "graphs.png"
+    run("graphs_plot.py", "--out", str(out))
+    assert out.read_bytes().startswith(b"\x89PNG")
