@@ -61,8 +61,9 @@ def drawn(found: Mapping[str, Any]) -> Figure:
     """All of it, with the command, machine and date below."""
     figure = Figure(figsize=(8, 8.2), layout="constrained")
     panels = [figure.add_subplot(4, 1, row + 1) for row in range(4)]
+    size = "x".join(map(str, found["size"]))
     figure.suptitle(
-        f"Wan 2.1's VAE, {'×'.join(map(str, found['size']))}, {found['latents']} latents, chunks as CUDA graphs",
+        f"Wan 2.1's VAE, {size}, {found['latents']} latents, chunks as CUDA graphs",
         x=0.01,
         ha="left",
         fontsize=12,
