@@ -27,9 +27,12 @@ from tests.codecs.walk import begun, noise, pieces, walk, whole
 FAMILIES = [tiny.wan21, tiny.wan22, tiny.qwen_image]
 
 
-def stream(z: torch.Tensor, vae: nn.Module, graphs: FakeGraphs) -> FrameStream:
-    """A stream over a device with graphs."""
-    return stream_decode(z, vae, output="float32", backend=FakeBackend(graphs=graphs))
+def stream(
+    z: torch.Tensor, vae: nn.Module, graphs: FakeGraphs, backend: FakeBackend | None = None
+) -> FrameStream:
+    """A stream over a device with graphs; streams side by side share their device."""
+    backend = backend or FakeBackend(graphs=graphs)
+    return stream_decode(z, vae, output="float32", backend=backend)
 
 
 def expected(vae: nn.Module, z: torch.Tensor) -> Array:
@@ -70,10 +73,12 @@ async def test_two_at_once(make: Callable[[], nn.Module]) -> None:
     """Streams side by side have a slot each."""
     vae, graphs = make(), FakeGraphs()
     first, second = latents(vae, 5), latents(vae, 4, seed=2)
+    device = FakeBackend(graphs=graphs)
     for _ in range(2):
         given: list[list[Array]] = [[], []]
-        async with stream(first, vae, graphs) as one, stream(second, vae, graphs) as other:
-            chunks = [one.chunks(), other.chunks()]
+        both = stream(first, vae, graphs, device), stream(second, vae, graphs, device)
+        async with both[0], both[1]:
+            chunks = [one.chunks() for one in both]
             for _ in range(4):
                 for held, source in zip(given, chunks, strict=True):
                     held.append(np.asarray((await anext(source)).data))
