@@ -14,6 +14,9 @@ import torch
 
 from .._errors import StreamVAEError
 
+# The kernel counts a thread's pages in batches: the highest, just reset, may be this far off.
+_COUNTED_APART = 1 << 20
+
 
 class PeakMemory:
     """Measures how much memory is used at most from now on, above what is used now.
@@ -52,9 +55,12 @@ class PeakMemory:
             peak = torch.cuda.max_memory_reserved if self._reserved else _most_allocated
             return max(peak(self._cuda) - self._before, 0)
         high = _status("VmHWM")
-        # An old maximum that could not be reset, and was not reached again, says nothing.
-        stale = high == self._high and high != self._now
-        return None if high is None or stale else max(high - self._before, 0)
+        return None if high is None or self._stale(high) else max(high - self._before, 0)
+
+    def _stale(self, high: int) -> bool:
+        """Whether ``high`` is an old maximum that could not be reset, and was not reached again."""
+        was, now = self._high or 0, self._now or 0
+        return high == was and was - now > _COUNTED_APART
 
     def _used(self) -> int | None:
         if self._cuda is None:

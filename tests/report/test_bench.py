@@ -195,7 +195,11 @@ def test_no_memory_is_no_end() -> None:
 
     vae.post_quant_conv.register_forward_pre_hook(refuse_long_ones)
     rows = list(measured(vae, (16, 16), (2, 3, 4), (PEOPLE, EXACT)))
-    assert [row.nbytes is None for row in rows] == [False, True, True] * 2
+    assert [(row.way, row.latents) for row in rows] == [
+        (way, steps) for way in (PEOPLE, EXACT) for steps in (2, 3, 4)
+    ]
+    # What two took is known where the system lets a process forget its old maximum.
+    assert all(row.nbytes is None for row in rows if row.latents > 2)
     assert asked.count(3) == 2
     assert 4 not in asked  # what would take even more is not tried
 
