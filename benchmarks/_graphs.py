@@ -24,19 +24,24 @@ from streamvae.report._bench_loops import eager
 UNSTEADY = 2
 
 
-def warm_up(case: Case) -> Json:
-    """Seconds of `streamvae.warmup`: the first in the process, and with everything but the slot."""
+def record(case: Case, streams: int = 1) -> str:
+    """Record graphs for so many streams of a clip's size; how their chunks will be launched."""
 
     async def warm() -> str:
-        return (await streamvae.warmup(case.vae, tuple(case.z.shape))).step
+        return (await streamvae.warmup(case.vae, tuple(case.z.shape), streams=streams)).step
 
+    return case.runner.run(warm())
+
+
+def warm_up(case: Case) -> Json:
+    """Seconds of `streamvae.warmup`: the first in the process, and with everything but the slot."""
     steps: list[str] = []
     took: list[float] = []
     for _ in range(2):
         release()
         case.settle()
         began = time.perf_counter()
-        steps.append(case.runner.run(warm()))
+        steps.append(record(case))
         case.settle()
         took.append(time.perf_counter() - began)
     return {"step": steps[-1], "first in the process, s": took[0], "again, s": took[1]}
@@ -103,23 +108,27 @@ def busy(case: Case) -> Json:
     """The compute stream's busy share by torch's profiler, and by that stream's own stats.
 
     A profiler may not see into graphs that were recorded before it was there: then once more, with
-    a graph of its own.
+    a graph of its own, for the steady chunks.
     """
-    found = _profiled(case)
+    found = _profiled(case, anew=False)
     if not found["steady chunks"]["graphs"]:
         release()
-        found = _profiled(case)
+        found |= {"steady chunks": _profiled(case, anew=True)["steady chunks"]}
     return found
 
 
-def _profiled(case: Case) -> Json:
+def _profiled(case: Case, *, anew: bool) -> Json:
     told: list[StreamStats] = []
+
+    def run() -> None:
+        if anew:
+            record(case)
+        told.append(raw_stats(case))
 
     def look(events: list[Json]) -> Json:
         return {"whole stream": utilisation(events), "steady chunks": steady(events)}
 
-    found = profiled(lambda: told.append(raw_stats(case)), look)
-    return found | {"by stats": told[0].device_busy}
+    return profiled(run, look) | {"by stats": told[0].device_busy}
 
 
 def exactness(case: Case, long: torch.Tensor, other: torch.Tensor) -> Json:
@@ -132,6 +141,7 @@ def exactness(case: Case, long: torch.Tensor, other: torch.Tensor) -> Json:
         frames = await stream_decode(z, case.vae).collect()
         return np.asarray(frames)
 
+    record(case, 2)
     case.settle()
     streams = case.runner.run(both())
     result: Json = {}
@@ -174,7 +184,7 @@ def cancels(case: Case, times: int, chunk: float) -> Json:
 
 
 def lengths(case: Case, long: Case) -> Json:
-    """Peak memory and time a steady chunk of a clip and of a long one, each from no slot."""
+    """Peak memory, recording included, and time a steady chunk of a clip and of a long one."""
     result: Json = {}
     for each in (case, long):
         each.settle()
@@ -186,6 +196,7 @@ def lengths(case: Case, long: Case) -> Json:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(each.codec.device)
             before = _memory(each.codec.device, peak=False)
+        record(each)
         stats = raw_stats(each)
         after = _memory(each.codec.device, peak=True) if cuda else (0, 0)
         result[str(each.steps)] = {
@@ -219,5 +230,7 @@ def side_by_side(case: Case, streams: int, rounds: int) -> dict[str, Json]:
         frames = count * (case.codec.frames(case.steps) or 0)
         return frames / streamed(case, lambda: run(count))
 
+    release()
+    record(case, streams)
     ways = {f"{count} at once": lambda count=count: rate(count) for count in (1, streams)}
     return alternate(ways, rounds)

@@ -1,4 +1,4 @@
-"""A chunk's kernels recorded once and launched again as one: what a backend may offer for it.
+"""CUDA graphs, as a backend may offer them: kernels recorded once and launched again as one.
 
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
@@ -6,66 +6,42 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
-
-T = TypeVar("T")
 
 
 class Graph(Protocol):
     """Recorded kernels, over the memory that they were recorded with."""
 
     def replay(self) -> torch.Tensor:
-        """Launch them in the stream one is on.
+        """Launch them in the current stream.
 
         Returns:
-            What was recorded as the result, at the same place every time: the next replay, also of
-            another graph of the same device, overwrites it. Read it in the same stream before that.
+            The recorded result, at the same place every time: the next replay, also of another
+            graph of the device, overwrites it. Read it in the same stream before that.
+
+        Raises:
+            RuntimeError: They could not be launched; nothing ran.
         """
         ...
 
 
 class Graphs(Protocol):
-    """How a device records graphs; used on its launch thread only."""
+    """A device's recorder of graphs; used on its launch thread, while nobody else uses the device.
 
-    @property
-    def idle_bytes(self) -> int:
-        """How much memory recorded graphs and their state may keep while no stream uses them."""
-        ...
-
-    def room(self) -> int:
-        """Bytes of device memory that could still be had."""
-        ...
-
-    def reserved(self) -> int:
-        """Bytes of device memory that this process holds, in use or not."""
-        ...
-
-    def rehearse(self, work: Callable[[], T]) -> T:
-        """Run what is about to be recorded, in the memory that its graph will have.
-
-        Without it the memory between kernels is held twice: once for graphs, once for others.
-        What ``work`` gives lies in that memory: copy it in the same stream, and let go of it. The
-        memory is held until `settle`.
-        """
-        ...
-
-    def settle(self) -> None:
-        """Leave what was rehearsed to the graphs that were recorded since, if there are any."""
-        ...
+    Recording reaches into other threads of the process, and they into it, so only
+    `streamvae.warmup` records.
+    """
 
     def capture(self, work: Callable[[], torch.Tensor]) -> Graph:
-        """Record what ``work`` launches, without running it.
+        """Run ``work`` once, for whatever is made lazily, then record what it launches.
 
-        Whatever it raises, the device is as before, and so is all memory made outside ``work``.
+        Whatever it raises, the device, its generators and its allocators are as before, and so is
+        all memory made outside ``work``.
 
         Raises:
             RuntimeError: It cannot be recorded: no memory, or something in it waits for the device.
         """
-        ...
-
-    def retire(self, thing: object) -> None:
-        """Keep ``thing`` until all that was launched so far is over."""
         ...

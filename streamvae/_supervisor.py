@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from functools import partial
 
@@ -29,13 +29,16 @@ from ._tee import Tee
 from ._threads import Worker, outcome
 from .abc import Backend, ChunkPlan, Codec
 from .backends import for_device
-from .fast import EAGER, fastest, launched
+from .fast import Stepped, check_only_stream, count_stream, fastest, launched
 from .latents import LatentSource, TensorSource, cut, gathered, viewed, whole
 
 Chunk = HostChunk | DeviceFrames
 
 #: Device and dtype of the weights.
 Place = tuple[torch.device, torch.dtype]
+
+#: Chunks until all is warm: one of its own kind, one that follows it, one as all others.
+WARM_CHUNKS = 3
 
 _GATHERED = (
     "{} cuts its first chunk by the number of latents: latents that came one by one were gathered, "
@@ -54,6 +57,8 @@ class Supervisor:
         stuck: Sinks that did not end in time.
         tee: The sinks.
         unwatched: Whether nobody but the sinks gets the frames.
+        warm_streams: Of `streamvae.warmup`: how many streams graphs are recorded for, after
+            `WARM_CHUNKS` chunks, none of which counts.
     """
 
     def __init__(
@@ -87,14 +92,20 @@ class Supervisor:
         self.opened = asyncio.Event()
         self.stuck = self.tee.stuck
         self.unwatched = False
+        self.warm_streams: int | None = None
         self._notes: tuple[str, ...] = ()
-        self._step: Callable[[], str] = lambda: EAGER
+        self._stepped: Stepped | None = None
 
     @property
     def info(self) -> StreamInfo | None:
         """What is known; how chunks are decoded may turn out other than it was said."""
-        if self._info is not None and self._info.step != self._step():
-            self._info = replace(self._info, step=self._step())
+        if self._info is None or self._stepped is None:
+            return self._info
+        step, notes = self._stepped.step(), self._stepped.notes()
+        if self._info.step != step:
+            self._info = replace(self._info, step=step)
+        if not set(notes) <= set(self._info.notes):
+            self._info = replace(self._info, notes=(*self._info.notes, *notes))
         return self._info
 
     @property
@@ -128,7 +139,11 @@ class Supervisor:
                 self.opened.set()
                 await self.pipeline.run()
                 self.book.flowed = self._clock()
-                self._check_count(recipe)
+                if self.warm_streams is None:
+                    self._check_count(recipe)
+                elif self._stepped is not None:
+                    record = partial(self._stepped.record, self.warm_streams)
+                    await outcome(backend.run(record))
             await self.tee.close()
         except BaseException as error:
             await self.tee.abort()
@@ -145,9 +160,13 @@ class Supervisor:
         self,
     ) -> AsyncGenerator[tuple[AsyncIterator[LatentChunk], Recipe, Backend], None]:
         """Everything opened for decoding, and given back."""
+        using = contextlib.ExitStack()
         try:
             codec, preparation, place, backend = await self._load()
-            device, _ = place
+            graphs = getattr(backend, "graphs", None)
+            using.enter_context(count_stream(graphs))
+            if self.warm_streams is not None:
+                check_only_stream(graphs)
             self._latents = viewed(self._latents, preparation.view)
             await self._latents.open()
             if codec.needs_length and self._latents.shape is None:
@@ -158,8 +177,8 @@ class Supervisor:
                 codec,
                 plan,
                 self._options,
-                step=self._step(),
-                device=device,
+                step="" if self._stepped is None else self._stepped.step(),
+                device=place[0],
                 latents_shape=self._latents.shape,
             )
             self._info = info
@@ -169,14 +188,9 @@ class Supervisor:
                 del latents
                 first = await anext(chunks)
                 info = shaped(info, codec, first, self._options, preparation)
-                info = noted(info, codec, first, self._notes)
-                planes = self.unwatched and planar(info, self._options.sinks, backend)
-                if planes:
-                    info = replace(info, pixel_format="yuv420p")
-                self._info = info
-                if self._identification is not None:
-                    await self._identification.begin(codec, info)
-                await self.tee.open(info)
+                planes = await self._announce(
+                    noted(info, codec, first, self._notes), codec, backend
+                )
                 recipe = Recipe(
                     codec,
                     codec.decoder(),
@@ -191,7 +205,8 @@ class Supervisor:
                 del everything
                 # The first launch waits for the weights too; the others come after it.
                 first = replace(first, arrived=(*first.arrived, *self._weights))
-                source = _chain(first, chunks)
+                most = None if self.warm_streams is None else WARM_CHUNKS
+                source = _chain(first, chunks, most)
                 del first  # else this frame keeps it for as long as the stream runs
                 try:
                     async with contextlib.aclosing(source):
@@ -206,7 +221,19 @@ class Supervisor:
                 if self._identification is not None:
                     await self._identification.aclose()
             finally:
+                using.close()
                 await self._latents.aclose()
+
+    async def _announce(self, info: StreamInfo, codec: Codec, backend: Backend) -> bool:
+        """Tell sinks of the stream, before anything is decoded; whether they get planes."""
+        planes = self.unwatched and planar(info, self._options.sinks, backend)
+        if planes:
+            info = replace(info, pixel_format="yuv420p")
+        self._info = info
+        if self._identification is not None:
+            await self._identification.begin(codec, info)
+        await self.tee.open(info)
+        return planes
 
     async def _known(self, codec: Codec) -> tuple[LatentSource, torch.Tensor | None]:
         """Where to read latents from; all of them, if they are known and the codec wants them."""
@@ -234,12 +261,12 @@ class Supervisor:
             place = (codec.device, codec.dtype)
             backend = options.backend or for_device(place[0])
             graphs = getattr(backend, "graphs", None)
-            codec, self._step = (
+            self._stepped = (
                 fastest(codec, place[0], graphs)
                 if options.mode == "fast"
                 else launched(codec, graphs)
             )
-            return codec, preparation, place, backend
+            return self._stepped.codec, preparation, place, backend
 
         worker = Worker("streamvae load")
         future = worker.submit(load)
@@ -294,10 +321,15 @@ class Supervisor:
 
 
 async def _chain(
-    first: LatentChunk, rest: AsyncGenerator[LatentChunk, None]
+    first: LatentChunk, rest: AsyncGenerator[LatentChunk, None], most: int | None
 ) -> AsyncGenerator[LatentChunk, None]:
+    count = 1
     yield first
     del first
-    async for chunk in rest:
+    while count != most:
+        chunk = await anext(rest, None)
+        if chunk is None:
+            return
+        count += 1
         yield chunk
         del chunk

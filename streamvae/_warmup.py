@@ -1,4 +1,4 @@
-"""What the first stream of a size pays for, paid before."""
+"""What the first stream of a size pays for, paid before; and the graphs of those that follow."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ from collections.abc import Mapping
 import torch
 
 from ._chunks import StreamInfo
-from ._errors import LatentsError
+from ._errors import LatentsError, UsageError
 from ._options import Mode
 from ._recipe import Transform
 from ._stream import stream_decode
 from .abc import Backend
-
-#: Chunks until all is there: one of its own kind, one to learn from, one as all that follow.
-CHUNKS = 3
 
 
 async def warmup(
     source: object,
     shape: tuple[int, ...],
     *,
+    streams: int = 1,
     mode: Mode = "exact",
     latents_per_chunk: int | None = None,
     transform: Transform | None = None,
@@ -28,15 +26,25 @@ async def warmup(
     call: Mapping[str, object] | None = None,
     backend: Backend | None = None,
 ) -> StreamInfo:
-    """Decode the first chunks of random latents, so that the next stream of their size starts warm.
+    """Decode the first chunks of random latents, and record graphs for streams of their size.
 
-    Threads, CUDA streams, cuDNN's choices and, for cached video decoders, the graph of a steady
-    chunk are there afterwards, for as long as ``source`` lives (see `release`). Pass the object
-    that streams will be made of: weights loaded from a path are loaded anew by each stream.
+    Threads, CUDA streams and cuDNN's choices are there afterwards, and, for autoencoders whose
+    chunks hand their state on (Wan, QwenImage, CogVideoX, Magvit, KVAE, Kandinsky 6 SR, Mochi) on a
+    CUDA device, the graph of a steady chunk with a state of its own for each of ``streams``
+    streams at once. They live as long as the autoencoder, and until its weights move (see
+    `release`). Pass the object that streams will be made of: weights loaded from a path are loaded
+    anew by each stream.
+
+    Recording reaches into the whole process: call this while nobody else uses the device, neither
+    a stream nor a model on another thread (``torch.cuda.synchronize()`` there would raise, and
+    break the recording). What torch has cached is given back to the device.
 
     Args:
         source: As for `stream_decode`.
-        shape: Of latents to come, such as (1, 16, 21, 90, 160); their number hardly matters.
+        shape: Of latents to come, such as (1, 16, 21, 90, 160). Graphs want at least three chunks
+            of them; more make no difference.
+        streams: How many streams at once graphs are recorded for; others of that size, and those
+            of another, are launched kernel by kernel.
         mode: As there.
         latents_per_chunk: As there.
         transform: As there.
@@ -45,12 +53,15 @@ async def warmup(
         backend: As there.
 
     Returns:
-        What is known of that stream; ``info.step`` says how chunks will be launched.
+        What is known of that stream; ``info.step`` says how chunks will be launched, ``"graph"``
+        or ``"eager"`` and why.
 
     Raises:
         LatentsError: ``shape`` is not one of latents for ``source``.
-        UsageError: Options contradict each other.
+        UsageError: Options contradict each other, or streams of ours use the device.
     """
+    if streams < 1:
+        raise UsageError(f"expected streams of at least 1, got {streams}")
     if not shape or min(shape) < 1:
         raise LatentsError(f"expected the shape of latents, all dimensions >= 1, got {shape}")
     stream = stream_decode(
@@ -65,11 +76,8 @@ async def warmup(
         backend=backend,
         nonfinite="warn",
     )
-    count = 0
+    stream._start().supervisor.warm_streams = streams
     async with stream:
         async for chunk in stream.chunks():
             del chunk
-            count += 1
-            if count == CHUNKS:
-                break
         return stream.info

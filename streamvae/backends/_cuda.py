@@ -19,9 +19,10 @@ from streamvae._events import Event
 from streamvae._pace import Pace
 from streamvae.abc import Backend
 
+from . import _libcuda
 from ._driver import Stream
 from ._graphs import CudaGraphs
-from ._ruler import Ruler
+from ._ruler import CudaEvent, Ruler
 from ._slots import max_pinned_bytes
 from ._streamed import StreamedBackend
 
@@ -68,7 +69,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 def _recorded(stream: torch.cuda.Stream) -> Event:
     # An event that was never recorded counts as happened: none leaves this function unrecorded.
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event = CudaEvent()  # type: ignore[no-untyped-call]
     event.record(stream)
     return event
 
@@ -76,9 +77,8 @@ def _recorded(stream: torch.cuda.Stream) -> Event:
 class CudaDriver:
     """One CUDA device, as `Driver` wants it.
 
-    Its two streams are made once, each on the thread that uses it, and live as long as the
-    process: the caching allocator keeps freed memory by stream, so streams that come and go would
-    strand it.
+    Its two streams live as long as the process: the caching allocator keeps freed memory by
+    stream, so streams that come and go would strand it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -98,24 +98,28 @@ class CudaDriver:
 
     @functools.cached_property
     def _compute(self) -> torch.cuda.Stream:
-        return torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        return _libcuda.own_stream(self._device, "compute")
 
     @functools.cached_property
     def _copy(self) -> torch.cuda.Stream:
-        return torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        return _libcuda.own_stream(self._device, "copy")
 
     def _stream(self, name: Stream) -> torch.cuda.Stream:
         return self._compute if name == "compute" else self._copy
 
     @contextlib.contextmanager
     def on(self, stream: Stream) -> Iterator[None]:
-        """As in `Driver`. Device, stream and grad mode belong to the thread: entered here."""
+        """As in `Driver`. Device, stream, grad and capture mode are the thread's: entered here."""
         with (
             torch.cuda.device(self._device),
             torch.cuda.stream(self._stream(stream)),
             torch.no_grad(),
         ):
-            yield
+            mode = _libcuda.exchange_capture_mode(_libcuda.RELAXED)
+            try:
+                yield
+            finally:
+                _libcuda.exchange_capture_mode(mode)
 
     def wait(self, stream: Stream, event: Event) -> None:
         """As in `Driver`; the event may be another CUDA device's.

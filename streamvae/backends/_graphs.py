@@ -1,29 +1,35 @@
-"""CUDA graphs, recorded beside whatever else the process does on the device."""
+"""CUDA graphs, recorded while nobody else uses the device. See `streamvae._graphs.Graphs`.
+
+Note [A capture that fails]
+---------------------------
+``CUDAGraph.capture_begin`` sends this stream's allocations, on the device and page-locked, to the
+graph's pool, and marks the default generator. ``capture_end`` takes all that back, but torch
+before 2.13 does so only after ``cudaStreamEndCapture`` has succeeded, which it does not where
+something inside (a wait for the device, say) has made the capture invalid: from then on
+``torch.randn`` raises in the whole process, cached memory is never given back, and the next capture
+into a living pool fails. So a capture that failed is discarded and another one, of one memset, is
+begun in its place behind torch's back: ``capture_end`` then goes its regular way. The generator is
+not put at risk: while a capture begins, the default generator has a state of its own, which the
+graph keeps; random numbers of other threads come from the old one.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import gc
 import logging
-import os
 import threading
 import weakref
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
 
 import torch
 
-from streamvae._errors import UsageError
+from . import _libcuda
 
 _log = logging.getLogger("streamvae")
 
-T = TypeVar("T")
-
 #: One capture at a time in a process: captures on several devices share the caching allocator.
 _CAPTURING = threading.Lock()
-
-#: Sets what idle graphs may keep, in bytes.
-VARIABLE = "STREAMVAE_IDLE_GRAPH_BYTES"
 
 
 class CudaGraph:
@@ -42,156 +48,96 @@ class CudaGraph:
 class CudaGraphs:
     """See `streamvae._graphs.Graphs`; one for each device.
 
-    Graphs are launched one after the other in one stream, and what a chunk gives is read out
-    before the next launch: so they can share the memory between their kernels, one pool for all.
+    Graphs are launched one after the other in one stream, and a chunk's result is read out before
+    the next launch: so they share the memory between their kernels, one pool for all.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._retired: list[tuple[torch.cuda.Event, object]] = []
         self._pool: torch.cuda._POOL_HANDLE | None = None
-        self._rehearsed: tuple[torch.cuda._POOL_HANDLE, list[torch.cuda.CUDAGraph]] | None = (
-            None  # the pool that is held, and the graphs in it
-        )
         self._living: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
-
-    @functools.cached_property
-    def idle_bytes(self) -> int:
-        """An eighth of the device's memory, or what the environment says.
-
-        Raises:
-            UsageError: It says something else than a number of bytes.
-        """
-        said = os.environ.get(VARIABLE)
-        if said is None:
-            return torch.cuda.get_device_properties(self._device).total_memory // 8
-        if not said.isdecimal():
-            raise UsageError(f"expected {VARIABLE} to be a number of bytes, got {said!r}")
-        return int(said)
-
-    def _shared(self) -> tuple[torch.cuda._POOL_HANDLE, list[torch.cuda.CUDAGraph]]:
-        """The pool, and graphs that keep it: a pool that lost its last graph must not come back.
-
-        torch frees its memory then, also from under a graph that was recorded into it later.
-        """
-        living = list(self._living)
-        if self._pool is None or not (living or self._rehearsed is not None):
-            with torch.cuda.device(self._device):
-                self._pool = torch.cuda.graph_pool_handle()
-        return self._pool, living
-
-    def room(self) -> int:
-        """What the driver has left, and what torch has cached."""
-        free, _ = torch.cuda.mem_get_info(self._device)
-        cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(
-            self._device
-        )
-        return int(free) + max(cached, 0)
-
-    def reserved(self) -> int:
-        """See `streamvae._graphs.Graphs.reserved`."""
-        return torch.cuda.memory_reserved(self._device)
-
-    def rehearse(self, work: Callable[[], T]) -> T:
-        """See `streamvae._graphs.Graphs.rehearse`.
-
-        As ``torch.cuda.use_mem_pool()`` does it, which wants a pool whose owner outlives all graphs
-        in it; here the graphs own it.
-        """
-        begin = getattr(torch._C, "_cuda_beginAllocateCurrentThreadToPool", None)
-        if begin is None:
-            return work()
-        index = self._device.index or 0
-        with _CAPTURING:
-            pool, living = self._shared()
-            begin(index, pool)
-            try:
-                return work()
-            finally:
-                torch._C._cuda_endAllocateToPool(index, pool)
-                if self._rehearsed is not None:  # held already
-                    torch._C._cuda_releasePool(index, pool)
-                # Its graphs too: torch counts them apart for page-locked memory.
-                self._rehearsed = pool, living
-
-    def settle(self) -> None:
-        """See `streamvae._graphs.Graphs.settle`."""
-        rehearsed, self._rehearsed = self._rehearsed, None
-        if rehearsed is not None:
-            torch._C._cuda_releasePool(self._device.index or 0, rehearsed[0])
+        self._pooled = 0  # bytes that the pool's first graph took
 
     def capture(self, work: Callable[[], torch.Tensor]) -> CudaGraph:
-        """See `streamvae._graphs.Graphs.capture`.
+        """See `streamvae._graphs.Graphs.capture`."""
+        with _CAPTURING, _no_collection():
+            needed = self._run_once(work)
+            if self._pool is None or not self._living:  # torch frees a pool with its last graph
+                self._pool, self._pooled = torch.cuda.graph_pool_handle(), 0
+            free, _ = torch.cuda.mem_get_info(self._device)
+            if free < needed - self._pooled:
+                raise RuntimeError(
+                    f"about {needed - self._pooled} bytes of device memory are needed, {free} free"
+                )
+            graph, result = self._record(work, self._pool)
+            self._living.add(graph)
+            self._pooled = max(self._pooled, needed)
+            return CudaGraph(graph, result)
 
-        Not by ``torch.cuda.graph()``, which waits for the whole device and empties its cache:
-        other streams of the process would stand still. Errors are the capturing thread's own
-        (``thread_local``): another thread may ask for its events meanwhile.
-        """
-        self._reap()
-        graph = torch.cuda.CUDAGraph()
-        with _CAPTURING:
-            pool, living = self._shared()
-            try:
-                return self._captured(graph, pool, work)
-            finally:
-                living.clear()
+    def _run_once(self, work: Callable[[], torch.Tensor]) -> int:
+        """Run ``work``; give the bytes that it reserved, which the graph will need again."""
+        before = torch.cuda.memory_reserved(self._device)
+        work()
+        needed = max(torch.cuda.memory_reserved(self._device) - before, 0)
+        # Its memory goes to the graph: otherwise that between kernels would be held twice.
+        torch.cuda.empty_cache()
+        return needed
 
-    def _captured(
-        self,
-        graph: torch.cuda.CUDAGraph,
-        pool: torch.cuda._POOL_HANDLE,
-        work: Callable[[], torch.Tensor],
-    ) -> CudaGraph:
+    def _record(
+        self, work: Callable[[], torch.Tensor], pool: torch.cuda._POOL_HANDLE
+    ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+        # Not by torch.cuda.graph(), which wants a stream that is not ours to be current.
+        graph, spare = torch.cuda.CUDAGraph(), torch.empty(1, device=self._device)
         try:
-            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-        except BaseException:
-            self._release(pool)
-            raise
-        try:
+            with _other_generator(self._device):
+                # Errors are the capturing thread's own: other threads may ask for their events.
+                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             result = work()
-        except BaseException:
-            self._give_up(graph, pool)
-            raise
-        try:
             graph.capture_end()
         except BaseException:
-            self._release(pool)
+            self._mend(graph, pool, spare)
             raise
-        self._living.add(graph)
-        return CudaGraph(graph, result)
+        return graph, result
 
-    def _give_up(self, graph: torch.cuda.CUDAGraph, pool: torch.cuda._POOL_HANDLE) -> None:
-        """End a capture that went wrong; the first error is the one to tell of."""
+    def _mend(
+        self, graph: torch.cuda.CUDAGraph, pool: torch.cuda._POOL_HANDLE, spare: torch.Tensor
+    ) -> None:
+        """See Note [A capture that fails]."""
+        stream = torch.cuda.current_stream(self._device).cuda_stream
         try:
+            _libcuda.discard_capture(stream)
+            _libcuda.begin_capture(stream)
+            spare.zero_()
             graph.capture_end()
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001  # the first error is the one to tell of
             _log.debug("ending a capture that had failed: %s", error)
-            self._release(pool)
-
-    def _release(self, pool: torch.cuda._POOL_HANDLE) -> None:
-        """Send this stream's allocations where they went before.
-
-        A capture that something made invalid is not ended by torch as far as its allocator is
-        concerned (``CUDAGraph::capture_end`` raises before that): without this all that is decoded
-        later would be allocated in the graphs' pool.
-        """
-        index = self._device.index or 0
-        with contextlib.suppress(Exception):  # nothing to end: nothing to release either
-            torch._C._cuda_endAllocateToPool(index, pool)
-            torch._C._cuda_releasePool(index, pool)
-        if not self._living:
-            self._pool = None
-
-    def retire(self, thing: object) -> None:
-        """See `streamvae._graphs.Graphs.retire`."""
-        self._reap()
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self._device))
-        self._retired.append((event, thing))
-
-    def _reap(self) -> None:
-        self._retired = [(event, thing) for event, thing in self._retired if not _over(event)]
+            _libcuda.discard_capture(stream)
+            with contextlib.suppress(Exception):  # torch from 2.13 on has done the first itself
+                torch._C._cuda_endAllocateToPool(self._device.index or 0, pool)
+            with contextlib.suppress(Exception):
+                torch._C._cuda_releasePool(self._device.index or 0, pool)
+        graph.reset()
 
 
-def _over(event: torch.cuda.Event) -> bool:
-    return bool(event.query())  # type: ignore[no-untyped-call]
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the collector off this thread: destroying another graph would end the capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def _other_generator(device: torch.device) -> Iterator[None]:
+    """Give the device's default generator another state meanwhile, which a capture then marks."""
+    generator = torch.cuda.default_generators[device.index or 0]
+    state = generator.graphsafe_get_state()
+    generator.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
+    try:
+        yield
+    finally:
+        generator.graphsafe_set_state(state)

@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import torch
 
+from . import _libcuda
+
 #: Seconds after which distances are measured from a later event.
 REACH = 10.0
 #: Seconds after which the host looks at the device's clock again.
@@ -30,7 +32,19 @@ class _End(NamedTuple):
     moment: float
 
 
-class TimedEvent(torch.cuda.Event):
+class CudaEvent(torch.cuda.Event):
+    """An event that may be asked while somebody else captures a graph, in whatever mode."""
+
+    def query(self) -> bool:
+        """Whether it has happened; true for one that was never recorded."""
+        mode = _libcuda.exchange_capture_mode(_libcuda.RELAXED)
+        try:
+            return bool(super().query())  # type: ignore[no-untyped-call]
+        finally:
+            _libcuda.exchange_capture_mode(mode)
+
+
+class TimedEvent(CudaEvent):
     """An event at the end of work whose beginning was recorded too: `streamvae._events.Timed`."""
 
     ruler: Ruler
@@ -42,7 +56,7 @@ class TimedEvent(torch.cuda.Event):
 
     def span(self) -> tuple[float, float] | None:
         """See `streamvae._events.Timed.span`. Measured once; a call of the device then."""
-        if self.measured is None and self.query():  # type: ignore[no-untyped-call]
+        if self.measured is None and self.query():
             before = self.end.event.elapsed_time(self.begun) / 1000
             length = self.begun.elapsed_time(self) / 1000
             begin = self.end.moment + before
@@ -59,7 +73,7 @@ class Ruler:
         self._device = device
         self._end: _End | None = None
         self._seen = 0.0
-        self._latest: dict[int, torch.cuda.Event] = {}  # of each stream
+        self._latest: dict[int, CudaEvent] = {}  # of each stream
 
     def begin(self, stream: torch.cuda.Stream) -> torch.cuda.Event:
         """Record where work begins."""
@@ -85,12 +99,12 @@ class Ruler:
 
     def _idle(self) -> bool:
         latest = tuple(self._latest.values())  # two threads record
-        return all(event.query() for event in latest)  # type: ignore[no-untyped-call]
+        return all(event.query() for event in latest)
 
     def _look(self) -> _End:
         # See Note [One clock of two].
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.Stream(self._device))  # type: ignore[no-untyped-call]
+        event.record(_libcuda.own_stream(self._device, "clock"))
         event.synchronize()
         self._seen = time.monotonic()
         return _End(event, self._seen)

@@ -57,9 +57,8 @@ __all__ = [
     "steady_families",
 ]
 
-#: Families whose walks are `Steady`. The state of other causal ones grows with the clip, that of
-#: `CachedCausal` has a form of its own.
-steady_families = (Partition, CausalMochi)
+#: Families whose walks are `Steady`. The state of other causal ones grows with the clip.
+steady_families = (CachedCausal, CausalMochi, Partition)
 
 _FAMILIES: dict[str, type[ModuleCodec]] = {
     "AsymmetricAutoencoderKL": Untiled,

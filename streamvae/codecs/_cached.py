@@ -14,7 +14,7 @@ from streamvae.abc import ChunkPlan
 
 from ._module import check_count, check_decode_is_own
 from ._tiles import Grid
-from ._walk import Walk, WalkingCodec
+from ._walk import State, Walk, WalkingCodec
 
 #: What one convolution keeps: frames, a mark of diffusers' own, or nothing yet.
 Cache = list[torch.Tensor | str | None]
@@ -154,3 +154,23 @@ class _Cached:
 
     def clear(self) -> None:
         self._cache.clear()
+
+    @property
+    def state(self) -> State | None:
+        """See `streamvae.codecs.Steady`. Marks in it go with the second chunk."""
+        return cast("State", self._cache) if self._cache else None
+
+    def put(self, state: State) -> None:
+        self._cache[:] = cast("Cache", state)
+
+    def is_step(self, latents: torch.Tensor) -> bool:  # noqa: ARG002  # any number is one
+        return True
+
+    def stepper(self) -> Callable[[torch.Tensor, State], tuple[torch.Tensor, State]]:
+        again = self._codec.renewal()  # idle slots must not keep their autoencoder
+
+        def step(latents: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+            codec = cast("CachedCausal", again())
+            return codec.step(latents, cast("Cache", state), first=False), state
+
+        return step

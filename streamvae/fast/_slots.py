@@ -1,36 +1,57 @@
 """Decoder slots: the state of one walk at fixed addresses, with the graph recorded over it.
 
-A slot belongs to one walk at a time. Those of walks that are over stay with their autoencoder for
-the next one, within bounds.
+`streamvae.warmup` makes them. A slot belongs to one walk at a time; those of walks that are over
+stay with their autoencoder for the next one.
 """
 
 from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import cast
 
 import torch
 from torch import nn
 
-from streamvae._graphs import Graph, Graphs
+from streamvae._graphs import Graph
+from streamvae.codecs import State
 
-#: What a graph is recorded for: shape of a picture's latents, dtype, device, and torch's switches.
-Key = tuple[object, ...]
+from ._fingerprint import Fingerprint
+
+#: The form of a state: containers, keys, and of each tensor what a kernel sees of it.
+Form = object
 
 
-class State(Protocol):
-    """What one walk keeps, at fixed addresses."""
+class StaticState:
+    """A state whose tensors stay where they are.
 
-    @property
-    def nbytes(self) -> int:
-        """Of device memory."""
-        ...
+    Args:
+        state: Whose tensors they are from now on.
+    """
 
-    def rewind(self) -> None:
-        """Be ready for a first chunk."""
-        ...
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self.form = form_of(state)
+        self._leaves = tuple(leaves(state))
+        self.nbytes = sum(leaf.nbytes for leaf in self._leaves)
+
+    def take(self, state: State) -> None:
+        """Hold the values of a state of the same form.
+
+        Raises:
+            RuntimeError: It is of another form.
+        """
+        if form_of(state) != self.form:
+            raise RuntimeError("what it remembers changes its form")
+        for own, new in zip(self._leaves, leaves(state), strict=True):
+            if new is not own:
+                own.copy_(new)
+
+    def lend(self) -> State:
+        """The state in containers that may be changed."""
+        return cast("State", copied(self._state, clone=False))
 
 
 @dataclass(slots=True, eq=False)
@@ -38,80 +59,137 @@ class Slot:
     """State and graph of one walk.
 
     Attributes:
-        key: What it is for.
+        fingerprint: Of what was recorded.
         state: What the walk keeps.
         latents: What the graph reads, (B, C, t, h, w).
         graph: One steady chunk.
-        first: The first chunk, if that could be recorded too.
-        weights: Where each of the decoder's weights was when it was recorded.
-        nbytes: Of device memory, the graph's own included.
+        places: Each weight: the module's table, its name there, itself, and where it is.
     """
 
-    key: Key
-    state: State
+    fingerprint: Fingerprint
+    state: StaticState
     latents: torch.Tensor
     graph: Graph
-    weights: tuple[tuple[torch.Tensor, int], ...]
-    nbytes: int
-    first: Graph | None = None
+    places: tuple[tuple[dict[str, torch.Tensor | None], str, torch.Tensor, int], ...]
 
     @property
     def current(self) -> bool:
-        """Whether the weights are still where the graph reads them."""
-        return all(weight.data_ptr() == place for weight, place in self.weights)
+        """Whether the weights are still the same, and where the graph reads them; cheap."""
+        return all(
+            table.get(name) is tensor and tensor.data_ptr() == place
+            for table, name, tensor, place in self.places
+        )
+
+    def replay(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode a chunk over the state; frames are the caller's own.
+
+        Raises:
+            RuntimeError: It could not be launched; the state is as it was.
+        """
+        self.latents.copy_(latents)
+        return self.graph.replay().clone()
 
 
 class Slots:
-    """The idle slots of one autoencoder."""
+    """The slots of one autoencoder that no walk has."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle: list[tuple[Slot, Graphs]] = []
+        self._idle: list[Slot] = []
 
-    def take(self, key: Key, weights: tuple[int, ...]) -> Slot | None:
-        """One for ``key``; those of other weights are dropped."""
+    def take(self, fingerprint: Fingerprint, form: Form) -> Slot | None:
+        """One that was recorded for the same; those of other weights are dropped."""
+        found = None
         with self._lock:
-            stale = [(slot, graphs) for slot, graphs in self._idle if _places(slot) != weights]
-            self._drop(stale)
-            for entry in reversed(self._idle):
-                if entry[0].key == key:
-                    self._idle.remove(entry)
-                    return entry[0]
-        return None
+            dropped, self._idle = self._idle, []  # destroyed after the lock is free
+            for slot in dropped:
+                if slot.fingerprint.weights != fingerprint.weights:
+                    continue
+                if found is None and slot.fingerprint == fingerprint and slot.state.form == form:
+                    found = slot
+                else:
+                    self._idle.append(slot)
+        return found
 
-    def give_back(self, slot: Slot, graphs: Graphs) -> None:
-        """Keep it for the next walk, if there is room; on the launch thread."""
+    def count(self, fingerprint: Fingerprint, form: Form) -> int:
+        """How many there are for the same."""
         with self._lock:
-            self._idle.append((slot, graphs))
-            kept, over = 0, []
-            for entry in reversed(self._idle):  # the longest idle go first
-                kept += entry[0].nbytes
-                if kept > graphs.idle_bytes:
-                    over.append(entry)
-            self._drop(over)
+            return sum(
+                slot.fingerprint == fingerprint and slot.state.form == form for slot in self._idle
+            )
+
+    def give_back(self, slot: Slot) -> None:
+        """Keep it for the next walk."""
+        with self._lock:
+            self._idle.append(slot)
 
     def release(self) -> int:
-        """Drop them all; gives their bytes."""
+        """Drop them all; gives the bytes of their state."""
         with self._lock:
-            freed = sum(slot.nbytes for slot, _ in self._idle)
-            # Idle: the last that was launched over them came before their stream had ended.
-            self._idle.clear()
-        return freed
+            dropped, self._idle = self._idle, []
+        return sum(slot.state.nbytes for slot in dropped)
 
-    def _drop(self, entries: list[tuple[Slot, Graphs]]) -> None:
-        for slot, graphs in entries:
-            self._idle.remove((slot, graphs))
-            graphs.retire(slot)
+    def __bool__(self) -> bool:
+        """Whether there is one."""
+        return bool(self._idle)
 
     @property
     def nbytes(self) -> int:
-        """What they hold."""
+        """What their state takes."""
         with self._lock:
-            return sum(slot.nbytes for slot, _ in self._idle)
+            return sum(slot.state.nbytes for slot in self._idle)
 
 
-def _places(slot: Slot) -> tuple[int, ...]:
-    return tuple(place for _, place in slot.weights) if slot.current else ()
+def places_in(
+    module: nn.Module,
+) -> Iterator[tuple[dict[str, torch.Tensor | None], str, torch.Tensor, int]]:
+    """Its parameters and buffers, as `Slot.places` has them; they keep no module alive."""
+    for part in module.modules():
+        for table in (part._parameters, part._buffers):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    yield (
+                        cast("dict[str, torch.Tensor | None]", table),
+                        name,
+                        tensor,
+                        tensor.data_ptr(),
+                    )
+
+
+def leaves(state: object) -> Iterator[torch.Tensor]:
+    """Its tensors, in order."""
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, dict | list | tuple):
+        for kept in state.values() if isinstance(state, dict) else state:
+            yield from leaves(kept)
+
+
+def form_of(state: object) -> Form:
+    """See `Form`."""
+    if isinstance(state, torch.Tensor):
+        return (tuple(state.shape), state.dtype, state.device, state.stride())
+    if isinstance(state, dict):
+        return tuple((_name(key), form_of(kept)) for key, kept in state.items())
+    if isinstance(state, list | tuple):
+        return tuple(form_of(kept) for kept in state)
+    return state
+
+
+def _name(key: object) -> object:
+    """Modules by identity: the form must not keep them."""
+    return id(key) if isinstance(key, nn.Module) else key
+
+
+def copied(state: object, *, clone: bool) -> object:
+    """The state in containers of its own, its tensors too if ``clone`` is set."""
+    if isinstance(state, torch.Tensor):
+        return state.clone() if clone else state
+    if isinstance(state, dict):
+        return {key: copied(kept, clone=clone) for key, kept in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(copied(kept, clone=clone) for kept in state)
+    return state
 
 
 _SLOTS: weakref.WeakKeyDictionary[nn.Module, Slots] = weakref.WeakKeyDictionary()
@@ -125,14 +203,14 @@ def slots_of(module: nn.Module) -> Slots:
 
 
 def release() -> int:
-    """Give back the device memory that idle decoder slots keep for the next stream.
+    """Give back the device memory of the graphs that `warmup` has recorded.
 
-    After a stream over a CUDA device its decoder's state and its graph are kept, up to an eighth of
-    the device's memory (environment variable ``STREAMVAE_IDLE_GRAPH_BYTES``), so that the next one
-    need not record it again. They also go with their autoencoder. Streams that run are not touched.
+    Each graph keeps a decoder's state, at addresses of its own, until its autoencoder goes or its
+    weights move. Streams that run keep theirs.
 
     Returns:
-        Bytes that torch's allocator has again; ``torch.cuda.empty_cache()`` gives them to others.
+        Bytes of state that torch's allocator has again; with the last graph of a device the memory
+        between their kernels comes back too. ``torch.cuda.empty_cache()`` gives it to others.
     """
     with _LOCK:
         every = list(_SLOTS.values())

@@ -80,7 +80,9 @@ class Service:
         timeout: Seconds that a request may take, waiting included; None for as long as it likes.
         device: As in `streamvae.stream_decode`.
         warmup: Shape of latents, as the autoencoder takes them, that is decoded once before the
-            first request, so that this one does not pay for what a first launch pays for.
+            first request, so that this one does not pay for what a first launch pays for; graphs
+            are recorded for ``max_streams`` streams, as far as memory goes (see
+            `streamvae.warmup`: nobody else may use the device meanwhile).
         grace: Seconds that streams still have to end when the block is left in good order.
         backend: The device's backend; None for the real one. For tests.
 
@@ -140,7 +142,8 @@ class Service:
         for event in weights:
             await wait(event, codec.device, stage="load", chunk=0)
         if self._warmup is not None:
-            await warm_up(codec, self._warmup, backend=self._backend)
+            streams = self._admission.places
+            await warm_up(codec, self._warmup, streams=streams, backend=self._backend)
         admission = self._admission
         if admission.memory is None:
             free = free_bytes(codec.device)

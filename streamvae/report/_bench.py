@@ -17,6 +17,7 @@ import torch
 from .._errors import UsageError
 from .._options import Mode
 from .._pixels import render
+from .._warmup import warmup
 from ..codecs import codec_for
 from ..fast import release
 from ._bench_clip import Clip, autoencoder, latents, pictures
@@ -146,6 +147,8 @@ class _Run:
         codec = codec_for(self.vae)
         z = latents(codec, size, steps)
         clip = Clip(self.vae, z, self.scratch, self.runner)
+        release()  # graphs of another size
+        self.runner.run(warmup(self.vae, tuple(z.shape)))
         height, width = codec.picture(tuple(z.shape)) or size
         if real:
             clip.real = pictures(codec.frames(steps) or 0, height, width, device=codec.device)
