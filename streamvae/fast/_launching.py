@@ -168,6 +168,7 @@ class GraphLauncher:
             for key, same in by_key.items():
                 for _ in range(streams * len(same) - self._slots.count(*key)):
                     self._slots.give_back(self._recorded(key[0], same[0]))
+            self._missed = False
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             self.give_up(f"it could not be recorded: {_line(error)}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
 
@@ -55,6 +56,8 @@ class FakeGraphs:
         self._after = after
         self.captures = 0
         self.recording = False
+        self._recorder = 0
+        self._broken = False
         self.replays = 0
         self.results: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
 
@@ -63,11 +66,24 @@ class FakeGraphs:
         for result in list(self.results):
             poison(result)
 
+    def use(self) -> None:
+        """Use the device as somebody who knows nothing of recording: draw, synchronise, allocate.
+
+        Raises:
+            RuntimeError: Another thread records; what it records is broken, too.
+        """
+        if self.recording and threading.get_ident() != self._recorder:
+            self._broken = True
+            raise RuntimeError("operation not permitted while another thread records a graph")
+
     def capture(self, work: Callable[[], torch.Tensor]) -> FakeGraph:
         """See `streamvae._graphs.Graphs.capture`."""
+        self._recorder, self._broken = threading.get_ident(), False
         self.recording = True
         try:
             work()
+            if self._broken:
+                raise RuntimeError("the recording was broken by another thread")
             if self.failure is not None and self.captures >= self._after:
                 raise self.failure
         finally:
