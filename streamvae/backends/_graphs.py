@@ -21,12 +21,15 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 
 from . import _libcuda
 
 _log = logging.getLogger("streamvae")
+
+T = TypeVar("T")
 
 #: One capture at a time in a process: captures on several devices share the caching allocator.
 _CAPTURING = threading.Lock()
@@ -56,32 +59,40 @@ class CudaGraphs:
         self._device = device
         self._pool: torch.cuda._POOL_HANDLE | None = None
         self._living: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
-        self._pooled = 0  # bytes that the pool's first graph took
+        self._needed = 0  # bytes that one run takes, as rehearsed
+        self._pooled = 0  # bytes that the pool has taken
 
     def capture(self, work: Callable[[], torch.Tensor]) -> CudaGraph:
         """See `streamvae._graphs.Graphs.capture`."""
         with _CAPTURING, _no_collection():
-            needed = self._run_once(work)
+            self.rehearse(work)
+            self.settle()
             if self._pool is None or not self._living:  # torch frees a pool with its last graph
                 self._pool, self._pooled = torch.cuda.graph_pool_handle(), 0
-            free, _ = torch.cuda.mem_get_info(self._device)
-            if free < needed - self._pooled:
-                raise RuntimeError(
-                    f"about {needed - self._pooled} bytes of device memory are needed, {free} free"
-                )
+            self._check_room()
             graph, result = self._record(work, self._pool)
             self._living.add(graph)
-            self._pooled = max(self._pooled, needed)
+            self._pooled = max(self._pooled, self._needed)
             return CudaGraph(graph, result)
 
-    def _run_once(self, work: Callable[[], torch.Tensor]) -> int:
-        """Run ``work``; give the bytes that it reserved, which the graph will need again."""
+    def rehearse(self, work: Callable[[], T]) -> T:
+        """Run ``work`` as it is, and see how much memory it takes."""
         before = torch.cuda.memory_reserved(self._device)
-        work()
-        needed = max(torch.cuda.memory_reserved(self._device) - before, 0)
-        # Its memory goes to the graph: otherwise that between kernels would be held twice.
+        result = work()
+        self._needed = max(torch.cuda.memory_reserved(self._device) - before, 0)
+        return result
+
+    def settle(self) -> None:
+        """Give back what a rehearsal has left: what is between kernels would be held twice."""
         torch.cuda.empty_cache()
-        return needed
+
+    def _check_room(self) -> None:
+        # Once for the graph, if it is the first, and once for chunks that are launched without:
+        # streams have such chunks, too.
+        needed = 2 * self._needed - min(self._pooled, self._needed)
+        free, _ = torch.cuda.mem_get_info(self._device)
+        if free < needed:
+            raise RuntimeError(f"about {needed} bytes of device memory are needed, {free} are free")
 
     def _record(
         self, work: Callable[[], torch.Tensor], pool: torch.cuda._POOL_HANDLE

@@ -376,9 +376,11 @@ def test_marks_while_a_user_records() -> None:
 
 TIGHT = """
 import asyncio, sys, torch
+from diffusers import AutoencoderKLWan
 from streamvae import stream_decode, warmup
 from tests.device import card
-vae = card.wan_real()
+with torch.device(card.DEVICE):
+    vae = AutoencoderKLWan().to(torch.bfloat16)
 z = card.latents(vae, 6, 60, 104)
 with torch.no_grad():
     vae.decode(z[:, :, :2, :8, :8])
@@ -413,8 +415,7 @@ def tight(limit: int, way: str) -> tuple[int, str]:
 def test_little_memory() -> None:
     """Where eager chunks fit, streams give their frames, after a warm-up that had no room too."""
     peak, _ = tight(0, "cold")
-    for margin in (1.1, 1.5):
-        limit = int(peak * margin)
-        assert tight(limit, "cold")[1] == "eager"
-        assert tight(limit, "warm")[1].partition(" ")[0] in {"eager", "graph"}
+    limit = int(1.1 * peak)
+    assert tight(limit, "cold")[1] == "eager"
+    assert tight(limit, "warm")[1] == "eager"
     assert tight(4 * peak, "warm")[1] == "graph"
