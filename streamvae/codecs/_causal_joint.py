@@ -75,7 +75,8 @@ class CausalMochi(Causal):
         for stage in (decoder.block_in, *decoder.up_blocks, decoder.block_out):
             yield stage
             for block in stage.resnets:
-                yield from (block, block.conv1, block.conv2)
+                yield block
+                yield from (block.conv1, block.conv2)
 
     def walk(self) -> CausalWalk:
         """See `WalkingCodec.walk`."""
@@ -138,10 +139,12 @@ class CausalHunyuan15(Causal):
         for stage in (decoder.mid_block, *decoder.up_blocks):
             yield stage
             for block in stage.resnets:
-                yield from (block, block.conv1, block.conv2)
+                yield block
+                yield from (block.conv1, block.conv2)
         yield from filter(None, decoder.mid_block.attentions)
         for upsampler in self._upsamplers():
-            yield from (upsampler, upsampler.conv)
+            yield upsampler
+            yield upsampler.conv
 
     def notes(self, shape: tuple[int, ...]) -> tuple[str, ...]:
         """Say where a batch comes out though ``vae.decode`` would fail."""

@@ -57,7 +57,8 @@ class CausalCosmos(Causal):
         for stage in (decoder.mid_block, *decoder.up_blocks):
             yield stage
             for block in stage.resnets:
-                yield from (block, block.conv1, block.conv2)
+                yield block
+                yield from (block.conv1, block.conv2)
             yield from filter(None, stage.temp_attentions)
         yield from self._upsamplers()
 
@@ -122,7 +123,7 @@ class CausalCosmos(Causal):
 def _convolve(past: Past, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """Call a causal convolution with frames of the past in place of its own padding of time."""
     own = cast("Any", layer)
-    count: int = own.temporal_pad
+    count = _frames_before(layer)
     hidden = past.extend(layer, hidden, count)
     if not (count and is_plain(layer) and isinstance(layer, nn.Conv3d)):
         # Hooks, a compiled layer, or another in its place: call all of it, and drop what it makes
@@ -131,6 +132,18 @@ def _convolve(past: Past, layer: nn.Module, hidden: torch.Tensor) -> torch.Tenso
         return convolved[:, :, count:]
     hidden = F.pad(hidden, (*own.spatial_pad, 0, 0), mode=own.pad_mode, value=0.0)
     return nn.Conv3d.forward(layer, hidden)
+
+
+def _frames_before(layer: nn.Module) -> int:
+    """Frames of its own padding of time; an adapter's are those of the layer that it is around."""
+    for part in layer.modules():
+        count: int | None = getattr(part, "temporal_pad", None)
+        if count is not None:
+            return count
+    raise UsageError(
+        "expected a CosmosCausalConv3d in the decoder, or an adapter around one, got a "
+        f"{type(layer).__name__}, of which nobody knows how it pads time; decode with vae.decode"
+    )
 
 
 def _project(past: Past, layers: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
@@ -169,6 +182,8 @@ def _attend(past: Past, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
 
 def _upsample(past: Past, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     own = cast("Any", layer)
+    if not (own.temporal_upsample or own.spatial_upsample):
+        return hidden
     if own.temporal_upsample:
         # Every frame twice, but for the very first one.
         hidden = past.drop(hidden.repeat_interleave(2, 2), 1)

@@ -84,7 +84,8 @@ def composites(decoder: LTXDecoder) -> Iterator[nn.Module]:
     for block in (decoder.mid_block, *decoder.up_blocks):
         yield cast("nn.Module", block)
         for upsampler in getattr(block, "upsamplers", None) or ():
-            yield from cast("list[nn.Module]", [upsampler, upsampler.conv])
+            yield cast("nn.Module", upsampler)
+            yield cast("nn.Module", upsampler.conv)
         entry: Resnet | None = getattr(block, "conv_in", None)
         for resnet in (*([] if entry is None else [entry]), *block.resnets):
             yield cast("nn.Module", resnet)

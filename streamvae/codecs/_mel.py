@@ -73,7 +73,8 @@ class LTX2Audio(WalkingCodec):
             convolutions = [block.conv1, block.conv2, *([] if shortcut is None else [shortcut])]
             yield from cast("list[nn.Module]", convolutions)
         for stage in list(decoder.up)[1:]:
-            yield from cast("list[nn.Module]", [stage.upsample, stage.upsample.conv])
+            yield cast("nn.Module", stage.upsample)
+            yield cast("nn.Module", stage.upsample.conv)
 
     def walk(self) -> Walk:
         """A walk with rows of its own."""

@@ -7,7 +7,7 @@ without all of these. `check_entered` refuses them; `is_plain` says whether ther
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 from torch import nn
@@ -75,14 +75,14 @@ def find_override(module: nn.Module) -> Override | None:
     if is_plain(module):
         return None
     own = vars(module)
-    if _torch_module._global_forward_hooks or _torch_module._global_forward_pre_hooks:
-        return Override("a forward hook on all modules (register_module_forward_hook or _pre_hook)")
-    for table, what in (
-        ("_forward_hooks", "a forward hook"),
-        ("_forward_pre_hooks", "a forward pre-hook"),
+    for hooks, what in (
+        (own["_forward_hooks"], "a forward hook"),
+        (own["_forward_pre_hooks"], "a forward pre-hook"),
+        (_others(_torch_module._global_forward_hooks), "a forward hook on all modules"),
+        (_others(_torch_module._global_forward_pre_hooks), "a forward pre-hook on all modules"),
     ):
-        if own[table]:
-            return Override(f"{what} ({', '.join(map(_name, own[table].values()))})")
+        if hooks:
+            return Override(f"{what} ({', '.join(map(_name, hooks.values()))})")
     inner = own["_modules"].get("_orig_mod")
     if inner is not None and type(module).__module__.startswith("torch."):
         return find_override(inner)
@@ -116,6 +116,11 @@ def check_entered(autoencoder: nn.Module, family: str, entered: Iterable[nn.Modu
             f"layers inside {_name(module)} one by one, got {override.what}, which would be passed "
             f"over; {remedy}, or decode with vae.decode"
         )
+
+
+def _others(hooks: Mapping[int, object]) -> dict[int, object]:
+    """Hooks on all modules but those of torch, which count and watch (its FlopCounterMode's)."""
+    return {key: hook for key, hook in hooks.items() if _from(_function(hook)) != "torch"}
 
 
 def _offloading(own: dict[str, Any]) -> Iterator[Override]:
@@ -156,8 +161,10 @@ def _other(module: nn.Module) -> Override | None:
 
 def _is_own(forward: object, module: nn.Module) -> bool:
     """Whether it is the class's method, bound to this very module if it is bound."""
-    function = getattr(forward, "__func__", forward)
-    return function is type(module).forward and getattr(forward, "__self__", module) is module
+    return (
+        _function(forward) is type(module).forward
+        and getattr(forward, "__self__", module) is module
+    )
 
 
 def _unhooked(forward: object) -> object:
@@ -168,6 +175,10 @@ def _unhooked(forward: object) -> object:
             forward = cast("Any", forward).__wrapped__
         else:
             return forward
+
+
+def _function(method: object) -> object:
+    return getattr(method, "__func__", method)
 
 
 def _plain(function: object) -> object:

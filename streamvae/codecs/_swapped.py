@@ -107,7 +107,7 @@ _LOCKS_LOCK = threading.Lock()
 
 def _in_child() -> None:
     """Forget locks that a thread of the parent may have held when it forked: it is not here."""
-    global _LOCKS_LOCK
+    global _LOCKS_LOCK  # noqa: PLW0603  # one for the whole process
     _LOCKS_LOCK = threading.Lock()
     _LOCKS.clear()
 

@@ -51,7 +51,9 @@ def composites(decoder: nn.Module) -> Iterator[nn.Module]:
     attention = net.mid.attn_1
     yield attention
     yield from _entered(attention.q, attention.k, attention.v, attention.proj_out)
-    in_time = [block for level in range(net.num_resolutions) for block in net.up_temporal[level].block]
+    in_time = [
+        block for level in range(net.num_resolutions) for block in net.up_temporal[level].block
+    ]
     for block in (net.mid.block_1, net.mid.block_2, *in_time):
         yield block
         yield from _entered(block.conv1, block.conv2)
