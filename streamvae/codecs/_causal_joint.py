@@ -120,12 +120,12 @@ class CausalHunyuan15(Causal):
     @property
     def frames_per_latent(self) -> int:
         """See `Causal.frames_per_latent`."""
-        return 2 ** sum(bool(one.add_temporal_upsample) for one in self._upsamplers())
+        return 1 << sum(bool(one.add_temporal_upsample) for one in self._upsamplers())
 
     @property
     def scale(self) -> int:
         """See `Causal.scale`."""
-        return 2 ** len(self._upsamplers())
+        return 1 << len(self._upsamplers())
 
     def _upsamplers(self) -> list[Any]:
         stages = cast("Any", self.vae.decoder).up_blocks

@@ -33,12 +33,12 @@ class CausalCosmos(Causal):
     @property
     def frames_per_latent(self) -> int:
         """See `Causal.frames_per_latent`."""
-        return self._patch * 2 ** sum(one.temporal_upsample for one in self._upsamplers())
+        return self._patch << sum(bool(one.temporal_upsample) for one in self._upsamplers())
 
     @property
     def scale(self) -> int:
         """See `Causal.scale`."""
-        return self._patch * 2 ** sum(one.spatial_upsample for one in self._upsamplers())
+        return self._patch << sum(bool(one.spatial_upsample) for one in self._upsamplers())
 
     @property
     def _patch(self) -> int:

@@ -51,11 +51,11 @@ class Interpolated(WalkingCodec):
 
     @property
     def _frames_per_latent(self) -> int:
-        return 2 ** len(self._in_time)
+        return 1 << len(self._in_time)
 
     @property
     def _scale(self) -> int:
-        return 2 ** len(cast("Any", self.vae.decoder).spatial_us)
+        return 1 << len(cast("Any", self.vae.decoder).spatial_us)
 
     @property
     def _tileable(self) -> bool:

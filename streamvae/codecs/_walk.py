@@ -130,10 +130,11 @@ class WalkingCodec(ModuleCodec, ABC):
         """Whether there is compiled code that is not run."""
         if not any(map(is_compiled, self.entered())):
             return ()
-        return (
+        note = (
             f"streams call the layers of {self.family}'s decoder one by one: what was compiled is "
-            "not used (single layers would be)",
+            "not used (single layers would be)"
         )
+        return (note,)
 
     def drains(self, latents: int) -> int:  # noqa: ARG002  # the same for any number
         """Nothing is held back."""

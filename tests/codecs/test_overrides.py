@@ -46,16 +46,19 @@ class Case:
     call: bool = False
 
     def codec(self, vae: nn.Module) -> WalkingCodec:
+        """Its codec."""
         return codec_for(vae, lookahead.conditioned(vae) if self.call else {})
 
     @torch.no_grad()
     def streamed(self, vae: nn.Module) -> torch.Tensor:
+        """What a stream gives."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(5)
             return walk(self.codec(vae), noise(*self.shape))
 
     @torch.no_grad()
     def whole(self, vae: nn.Module) -> torch.Tensor:
+        """What ``vae.decode`` gives."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(5)
             return self.codec(vae).whole(noise(*self.shape))
@@ -132,7 +135,7 @@ def test_every_module(case: Case) -> None:
 @each
 @torch.no_grad()
 def test_modules_that_are_called(case: Case) -> None:
-    """Hooks on layers, and on blocks that are called as they are, change frames as in vae.decode."""
+    """Hooks on layers, and on blocks that are called, change frames as in vae.decode."""
     vae = case.make()
     entered = set(case.codec(vae).entered())
     before = case.whole(vae)
@@ -146,22 +149,27 @@ def test_modules_that_are_called(case: Case) -> None:
 
 
 def hook_with_kwargs(block: nn.Module) -> None:
+    """A hook that is given keyword arguments."""
     block.register_forward_hook(doubled, with_kwargs=True)
 
 
 def hook_always_called(block: nn.Module) -> None:
+    """A hook that is called after failures, too."""
     block.register_forward_hook(doubled, always_call=True)
 
 
 def pre_hook(block: nn.Module) -> None:
+    """A hook before the forward."""
     block.register_forward_pre_hook(doubled)
 
 
 def pre_hook_with_kwargs(block: nn.Module) -> None:
+    """A hook before the forward that is given keyword arguments."""
     block.register_forward_pre_hook(lambda *_: None, with_kwargs=True)
 
 
 def patched(block: nn.Module) -> None:
+    """A forward in the place of the class's, which says that it is that."""
     forward = block.forward
 
     @functools.wraps(forward)
@@ -172,12 +180,15 @@ def patched(block: nn.Module) -> None:
 
 
 def method_of_another(block: nn.Module) -> None:
+    """The class's forward, of another module."""
     other = torch.nn.Identity()
     other.__class__ = type(block)
     block.forward = other.forward
 
 
 def subclass(block: nn.Module) -> None:
+    """A subclass with another forward."""
+
     class Doubled(type(block)):
         def forward(self, *args: object, **options: object) -> object:
             return 2 * super().forward(*args, **options)
@@ -186,6 +197,8 @@ def subclass(block: nn.Module) -> None:
 
 
 def subclass_with_call(block: nn.Module) -> None:
+    """A subclass with another call."""
+
     class Doubled(type(block)):
         def __call__(self, *args: object, **options: object) -> object:
             return 2 * super().__call__(*args, **options)
@@ -194,27 +207,33 @@ def subclass_with_call(block: nn.Module) -> None:
 
 
 def accelerate_hook(block: nn.Module) -> None:
+    """A hook of accelerate's."""
     add_hook_to_module(block, ModelHook())
 
 
 def accelerate_hooks(block: nn.Module) -> None:
+    """Several of them, the first of which does nothing."""
     add_hook_to_module(block, AlignDevicesHook(io_same_device=True))
     add_hook_to_module(block, ModelHook(), append=True)
 
 
 def offloaded(block: nn.Module) -> None:
+    """Weights that come with the block's forward, of all in it."""
     add_hook_to_module(block, AlignDevicesHook(CPU, offload=True, place_submodules=True))
 
 
 def offloaded_whole(block: nn.Module) -> None:
+    """Weights that come with the block's forward, and stay."""
     accelerate.cpu_offload_with_hook(block, CPU)
 
 
 def diffusers_hook(block: nn.Module) -> None:
+    """A hook of diffusers'."""
     HookRegistry.check_if_exists_or_initialize(block).register_hook(DiffusersHook(), "mine")
 
 
 def compiled_and_hooked(block: nn.Module) -> None:
+    """A hook on a compiled block."""
     block.compile(backend="eager")
     block.register_forward_hook(doubled)
 
@@ -284,37 +303,45 @@ def test_replaced_by_another(case: Case) -> None:
 
 
 def hooked_and_not(block: nn.Module) -> None:
+    """A hook that was removed."""
     block.register_forward_hook(doubled).remove()
 
 
 def accelerated_and_not(block: nn.Module) -> None:
+    """A hook of accelerate's that was removed; it leaves a forward behind."""
     add_hook_to_module(block, ModelHook())
     accelerate.hooks.remove_hook_from_module(block)
 
 
 def in_registry_and_not(block: nn.Module) -> None:
+    """A hook of diffusers' that was removed; it leaves a registry behind."""
     diffusers_hook(block)
     block._diffusers_hook.remove_hook("mine")
 
 
 def backward_hooks(block: nn.Module) -> None:
+    """Hooks for gradients."""
     block.register_full_backward_hook(lambda *_: None)
     block.register_full_backward_pre_hook(lambda *_: None)
 
 
 def same_device(block: nn.Module) -> None:
+    """A hook that moves outputs to where inputs were."""
     add_hook_to_module(block, AlignDevicesHook(io_same_device=True))
 
 
 def subclass_alone(block: nn.Module) -> None:
+    """A subclass that overrides nothing."""
     block.__class__ = type("Named", (type(block),), {})
 
 
 def compiled(block: nn.Module) -> None:
+    """Compiled in place."""
     block.compile(backend="eager")
 
 
 def compiled_forward(block: nn.Module) -> None:
+    """A compiled forward."""
     block.forward = torch.compile(block.forward, backend="eager")
 
 
