@@ -51,7 +51,7 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether calling ``module`` runs code that ``torch.compile`` made of it, in any of its ways."""
+    """Whether calling ``module`` runs code that ``torch.compile`` made of it, in any way."""
     own = vars(module)
     return (
         "_orig_mod" in own["_modules"]
