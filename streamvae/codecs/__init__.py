@@ -33,6 +33,7 @@ from ._interpolated import Interpolated
 from ._kept import MMAudio
 from ._mel import LTX2Audio
 from ._module import ModuleCodec, unwrap
+from ._overrides import Override, find_override
 from ._padded import PaddedWindows
 from ._partition import Partition
 from ._single_frame import SingleFrame, SingleFrameCached
@@ -48,11 +49,13 @@ __all__ = [
     "Chained",
     "Halo",
     "ModuleCodec",
+    "Override",
     "State",
     "Steady",
     "Walk",
     "WalkingCodec",
     "codec_for",
+    "find_override",
     "known_families",
     "steady_families",
 ]

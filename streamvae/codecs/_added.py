@@ -87,6 +87,7 @@ class AddedWindows(WalkingCodec):
     def check(self, shape: tuple[int, ...]) -> None:
         """Pictures of a tile at least, one clip at a time, and only where tiling is on."""
         check_shape(shape, self.layout, self.channels)
+        self.check_overrides()
         if not self.vae.use_tiling:
             raise UsageError(
                 f"expected {self.family} with tiling on, since diffusers decodes it in windows "

@@ -9,17 +9,16 @@ come yet. The modules are called, never changed: ``vae.decode`` stays right at a
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # its usual name
 from torch import nn
 
-from streamvae._errors import UsageError
 from streamvae.abc import ChunkPlan
 
-from ._module import check_count, check_decode_is_own, unwrap
+from ._module import check_count, check_decode_is_own
 from ._walk import State, WalkingCodec
 
 
@@ -159,12 +158,17 @@ class CausalWalk:
 class Causal(WalkingCodec):
     """What causal decoders share; a family's `walk` is a `CausalWalk` over its `Step`."""
 
-    #: Frames that each latent after the first gives.
-    frames_per_latent: int
-    #: Pixels along a side of a latent.
-    scale: int
-
     exactness: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def frames_per_latent(self) -> int:
+        """Frames that each latent after the first gives."""
+
+    @property
+    @abstractmethod
+    def scale(self) -> int:
+        """Pixels along a side of a latent."""
 
     @abstractmethod
     def step(self, latents: torch.Tensor, past: Past) -> torch.Tensor:
@@ -192,22 +196,6 @@ class Causal(WalkingCodec):
             return shape[3] * self.scale, shape[4] * self.scale
         return grid.picture(shape, self.scale)
 
-    def check(self, shape: tuple[int, ...]) -> None:
-        """See `streamvae.abc.Codec.check`; refuses decoders that cannot be walked by hand."""
-        super().check(shape)
-        _check_blocks(self.vae.decoder)
-
-    def notes(self, shape: tuple[int, ...]) -> tuple[str, ...]:
-        """Say that compiled blocks are walked as they were before they were compiled."""
-        notes = super().notes(shape)
-        if any(_is_compiled(block) for _, block in _blocks(self.vae.decoder)):
-            note = (
-                f"{self.family} decodes whole clips only, so streams call the layers of its "
-                "decoder one by one: what was compiled is not used (single layers would be)"
-            )
-            return (*notes, note)
-        return notes
-
 
 def unpack(hidden: torch.Tensor, time: int, side: int) -> torch.Tensor:
     """Lay channels, (B, C * time * side * side, T, h, w), out in time and space."""
@@ -215,35 +203,3 @@ def unpack(hidden: torch.Tensor, time: int, side: int) -> torch.Tensor:
     hidden = hidden.reshape(batch, -1, time, side, side, frames, height, width)
     hidden = hidden.permute(0, 1, 5, 2, 6, 3, 7, 4)
     return hidden.reshape(batch, -1, frames * time, height * side, width * side)
-
-
-def _blocks(decoder: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """All that is passed over when layers are called one by one: whatever has parts."""
-    for name, block in decoder.named_modules(prefix="decoder"):
-        if any(True for _ in cast("nn.Module", unwrap(block)).children()):
-            yield name, block
-
-
-def _is_compiled(block: nn.Module) -> bool:
-    return unwrap(block) is not block or getattr(block, "_compiled_call_impl", None) is not None
-
-
-def _check_blocks(decoder: nn.Module) -> None:
-    """Refuse a decoder in which something would be lost when its layers are called one by one.
-
-    Hooks on layers are fine: those are called. Blocks are not.
-
-    Raises:
-        UsageError: Naming the block.
-    """
-    for name, block in _blocks(decoder):
-        kind = type(block)
-        foreign = kind.__module__.partition(".")[0] not in {"diffusers", "torch"}
-        hooked = "forward" in vars(block) and unwrap(block) is block
-        if foreign or hooked:
-            raise UsageError(
-                f"expected {name} to be diffusers' own and without hooks, since streams call the "
-                f"layers of this decoder one by one, got {kind.__qualname__}"
-                f"{' with a hook' if hooked else ''}; offload the whole model or leaf by leaf, or "
-                "decode with vae.decode"
-            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar, cast
 
 import torch
@@ -26,11 +27,17 @@ class CausalMochi(Causal):
         "bfloat16), in chunks of any size"
     )
 
-    def __init__(self, module: nn.Module, base: type) -> None:
-        super().__init__(module, base)
-        options = cast("Any", module)
-        self.frames_per_latent: int = options.temporal_compression_ratio
-        self.scale: int = options.spatial_compression_ratio
+    @property
+    def frames_per_latent(self) -> int:
+        """See `Causal.frames_per_latent`; what is dropped of the first latent's counts."""
+        ratio: int = cast("Any", self.module).temporal_compression_ratio
+        return ratio
+
+    @property
+    def scale(self) -> int:
+        """See `Causal.scale`."""
+        ratio: int = cast("Any", self.module).spatial_compression_ratio
+        return ratio
 
     def check(self, shape: tuple[int, ...]) -> None:
         """See `Causal.check`; refuses what diffusers' framewise switches leave behind."""
@@ -60,6 +67,16 @@ class CausalMochi(Causal):
             return latents / scale
         scaled = latents * self.constant("latents_std", latents) / scale
         return scaled + self.constant("latents_mean", latents)
+
+    def entered(self) -> Iterator[nn.Module]:
+        """See `ModuleCodec.entered`."""
+        decoder = cast("Any", self.vae.decoder)
+        yield self.vae.decoder
+        for stage in (decoder.block_in, *decoder.up_blocks, decoder.block_out):
+            yield stage
+            for block in stage.resnets:
+                yield block
+                yield from (block.conv1, block.conv2)
 
     def walk(self) -> CausalWalk:
         """See `WalkingCodec.walk`."""
@@ -100,12 +117,34 @@ class CausalHunyuan15(Causal):
         "attention adds up in another order), in chunks of any size"
     )
 
-    def __init__(self, module: nn.Module, base: type) -> None:
-        super().__init__(module, base)
+    @property
+    def frames_per_latent(self) -> int:
+        """See `Causal.frames_per_latent`."""
+        return 1 << sum(bool(one.add_temporal_upsample) for one in self._upsamplers())
+
+    @property
+    def scale(self) -> int:
+        """See `Causal.scale`."""
+        return 1 << len(self._upsamplers())
+
+    def _upsamplers(self) -> list[Any]:
         stages = cast("Any", self.vae.decoder).up_blocks
-        upsamplers = [one for stage in stages for one in stage.upsamplers or ()]
-        self.frames_per_latent = 2 ** sum(bool(one.add_temporal_upsample) for one in upsamplers)
-        self.scale = 2 ** len(upsamplers)
+        return [one for stage in stages for one in stage.upsamplers or ()]
+
+    def entered(self) -> Iterator[nn.Module]:
+        """See `ModuleCodec.entered`."""
+        decoder = cast("Any", self.vae.decoder)
+        yield self.vae.decoder
+        yield from (decoder.conv_in, decoder.conv_out)
+        for stage in (decoder.mid_block, *decoder.up_blocks):
+            yield stage
+            for block in stage.resnets:
+                yield block
+                yield from (block.conv1, block.conv2)
+        yield from filter(None, decoder.mid_block.attentions)
+        for upsampler in self._upsamplers():
+            yield upsampler
+            yield upsampler.conv
 
     def notes(self, shape: tuple[int, ...]) -> tuple[str, ...]:
         """Say where a batch comes out though ``vae.decode`` would fail."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, ClassVar, cast
 
 import torch
@@ -12,6 +13,8 @@ from torch import nn
 from streamvae._errors import UsageError
 
 from ._causal import Causal, CausalWalk, Past, unpack
+from ._offloaded import onloaded
+from ._overrides import is_plain
 
 
 class CausalCosmos(Causal):
@@ -27,13 +30,37 @@ class CausalCosmos(Causal):
         "units in the last place in bfloat16), in chunks of any size"
     )
 
-    def __init__(self, module: nn.Module, base: type) -> None:
-        super().__init__(module, base)
+    @property
+    def frames_per_latent(self) -> int:
+        """See `Causal.frames_per_latent`."""
+        return self._patch << sum(bool(one.temporal_upsample) for one in self._upsamplers())
+
+    @property
+    def scale(self) -> int:
+        """See `Causal.scale`."""
+        return self._patch << sum(bool(one.spatial_upsample) for one in self._upsamplers())
+
+    @property
+    def _patch(self) -> int:
+        size: int = cast("Any", self.vae.decoder).unpatch_embed.patch_size
+        return size
+
+    def _upsamplers(self) -> list[Any]:
+        stages = cast("Any", self.vae.decoder).up_blocks
+        return [one for stage in stages for one in stage.upsamplers or ()]
+
+    def entered(self) -> Iterator[nn.Module]:
+        """See `ModuleCodec.entered`."""
         decoder = cast("Any", self.vae.decoder)
-        upsamplers = [one for stage in decoder.up_blocks for one in stage.upsamplers or ()]
-        patch: int = decoder.unpatch_embed.patch_size
-        self.frames_per_latent = patch * 2 ** sum(one.temporal_upsample for one in upsamplers)
-        self.scale = patch * 2 ** sum(one.spatial_upsample for one in upsamplers)
+        yield self.vae.decoder
+        yield from (decoder.conv_in, decoder.conv_out, decoder.unpatch_embed)
+        for stage in (decoder.mid_block, *decoder.up_blocks):
+            yield stage
+            for block in stage.resnets:
+                yield block
+                yield from (block.conv1, block.conv2)
+            yield from filter(None, stage.temp_attentions)
+        yield from self._upsamplers()
 
     def notes(self, shape: tuple[int, ...]) -> tuple[str, ...]:
         """Name the switches that diffusers lets one set, and ignores."""
@@ -96,15 +123,27 @@ class CausalCosmos(Causal):
 def _convolve(past: Past, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """Call a causal convolution with frames of the past in place of its own padding of time."""
     own = cast("Any", layer)
-    count: int = own.temporal_pad
+    count = _frames_before(layer)
     hidden = past.extend(layer, hidden, count)
-    if not count or "forward" in vars(layer) or not isinstance(layer, nn.Conv3d):
-        # A hook that brings or casts the weights, or a compiled layer: call all of it, and drop
-        # what it makes of its own padding.
+    if not (count and is_plain(layer) and isinstance(layer, nn.Conv3d)):
+        # Hooks, a compiled layer, or another in its place: call all of it, and drop what it makes
+        # of its own padding.
         convolved: torch.Tensor = layer(hidden)
         return convolved[:, :, count:]
     hidden = F.pad(hidden, (*own.spatial_pad, 0, 0), mode=own.pad_mode, value=0.0)
     return nn.Conv3d.forward(layer, hidden)
+
+
+def _frames_before(layer: nn.Module) -> int:
+    """Frames of its own padding of time; an adapter's are those of the layer that it is around."""
+    for part in layer.modules():
+        count: int | None = getattr(part, "temporal_pad", None)
+        if count is not None:
+            return count
+    raise UsageError(
+        "expected a CosmosCausalConv3d in the decoder, or an adapter around one, got a "
+        f"{type(layer).__name__}, of which nobody knows how it pads time; decode with vae.decode"
+    )
 
 
 def _project(past: Past, layers: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
@@ -143,6 +182,8 @@ def _attend(past: Past, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
 
 def _upsample(past: Past, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     own = cast("Any", layer)
+    if not (own.temporal_upsample or own.spatial_upsample):
+        return hidden
     if own.temporal_upsample:
         # Every frame twice, but for the very first one.
         hidden = past.drop(hidden.repeat_interleave(2, 2), 1)
@@ -159,8 +200,9 @@ def _unpatch(past: Past, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor
     own = cast("Any", layer)
     patch: int = own.patch_size
     if own.patch_method == "haar":
-        for _ in range(int(math.log2(patch))):
-            hidden = own._idwt(hidden, rescale=True)
+        with onloaded(layer):
+            for _ in range(int(math.log2(patch))):
+                hidden = own._idwt(hidden, rescale=True)
     else:
         hidden = unpack(hidden, patch, patch)
     return past.drop(hidden, patch - 1)

@@ -26,12 +26,13 @@ class Window:
 
     Args:
         conv: With an odd kernel in time, stride 1.
+        kernel: Frames that it sees. Not asked of ``conv``, which may stand in for a convolution.
         causal: Whether it sees no frames after its own.
     """
 
-    def __init__(self, conv: nn.Conv3d, *, causal: bool) -> None:
+    def __init__(self, conv: nn.Module, kernel: int, *, causal: bool) -> None:
         self._conv = conv
-        self._reach = conv.kernel_size[0] - 1
+        self._reach = kernel - 1
         #: Frames by which it runs late.
         self.late = 0 if causal else self._reach // 2
         self._kept: list[torch.Tensor] = []
@@ -156,9 +157,9 @@ class Chain:
         """Add a step that does something to each frame by itself."""
         self._steps.append(step)
 
-    def window(self, conv: nn.Conv3d, *, causal: bool) -> None:
+    def window(self, conv: nn.Module, kernel: int, *, causal: bool) -> None:
         """Add a convolution over time."""
-        window = Window(conv, causal=causal)
+        window = Window(conv, kernel, causal=causal)
         self._steps.append(window.push)
         self._places.append(_Place(window, len(self._steps), self.frames))
 

@@ -7,7 +7,6 @@ Upstream: the ``forward`` methods of ``diffusers/models/autoencoders/autoencoder
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,23 +15,10 @@ from torch import nn
 from streamvae._errors import LatentsError, UsageError
 
 from ._ltx_parts import Function, LTXDecoder, Resnet, injects_noise
+from ._offloaded import onloaded
 
 #: Shift and factor, each (B, C, 1, 1, 1), of each norm of a part, one norm after the other.
 Modulation = tuple[torch.Tensor, ...]
-
-
-@contextmanager
-def _present(module: object) -> Iterator[None]:
-    """Have the parameters of a module whose ``forward`` is not called, offloaded ones too."""
-    hook = getattr(module, "_hf_hook", None)
-    if hook is None:
-        yield
-        return
-    hook.pre_forward(module)
-    try:
-        yield
-    finally:
-        hook.post_forward(module, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +100,7 @@ class Conditions:
         if self.given.temb is None or decoder.timestep_scale_multiplier is None:
             return None
         device = self.latents.device
-        with _present(decoder):
+        with onloaded(decoder):
             return self.given.temb.to(device) * decoder.timestep_scale_multiplier.to(device)
 
     def embedded(
@@ -138,7 +124,7 @@ class Conditions:
         """Shift and factor of each of the ``count`` norms of a part, one after the other."""
         if part.scale_shift_table is None or embedded is None:
             return None
-        with _present(part):
+        with onloaded(part):
             table = part.scale_shift_table.to(self.latents.device)
             rows = (
                 torch.unflatten(embedded, 1, (2 * count, -1)) + table[None, ..., None, None, None]
@@ -156,7 +142,7 @@ class Conditions:
         """
         if part.per_channel_scale1 is None or part.per_channel_scale2 is None:
             return []
-        with _present(part):
+        with onloaded(part):
             scales = [
                 scale.detach().to(self.latents.device)
                 for scale in (part.per_channel_scale1, part.per_channel_scale2)

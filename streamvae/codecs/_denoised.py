@@ -79,6 +79,7 @@ class Denoised(WalkingCodec):
     def check(self, shape: tuple[int, ...]) -> None:
         """Pictures that its attention fits into."""
         check_shape(shape, self.layout, self.channels)
+        self.check_overrides()
         least = self._least_size()
         if shape[3] < least[0] or shape[4] < least[1]:
             raise LatentsError(

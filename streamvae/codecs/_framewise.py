@@ -6,7 +6,7 @@ HunyuanVideo is released with it, LTX and LTX-2 have it as an option
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast
 
@@ -20,6 +20,9 @@ from ._module import check_decode_is_own
 from ._tiles import Grid
 from ._walk import Walk, WalkingCodec
 from ._windows import HeldWalk, Windows, WindowWalk, cut_held
+
+#: Methods of ``decode`` that windows are decoded without.
+METHODS = ("decode", "_decode", "_temporal_tiled_decode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,10 @@ class FramewiseVideo(WalkingCodec):
     def denormalize(self, latents: torch.Tensor) -> torch.Tensor:
         """By the config's scaling factor, as diffusers' pipelines do."""
         return latents / cast("float", self.vae.config["scaling_factor"])
+
+    def methods(self) -> Iterable[str]:
+        """See `ModuleCodec.methods`; tiles are decoded by its own ``tiled_decode``."""
+        return METHODS
 
     def walk(self) -> Walk:
         """See `WalkingCodec.walk`."""

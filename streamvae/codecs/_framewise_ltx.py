@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, cast
 
 import torch
+from torch import nn
 
 from streamvae._errors import UsageError
 from streamvae.abc import ChunkPlan
 
-from ._framewise import Framewise
+from ._framewise import METHODS, Framewise
 from ._lookahead import LookAhead, LookAheadOrCausal
 from ._ltx_parts import injects_noise
 from ._tiles import Grid
@@ -85,6 +86,14 @@ class LookAheadOrFramewise(LookAhead):
             "streams that take turns share"
         )
         return (other, noise) if injects_noise(self.ltx) else (other,)
+
+    def methods(self) -> Iterable[str]:
+        """By windows: tiles are decoded by its own ``tiled_decode``."""
+        return super().methods() if self.framewise() is None else METHODS
+
+    def entered(self) -> Iterable[nn.Module]:
+        """By windows: none, as the decoder itself is called."""
+        return super().entered() if self.framewise() is None else ()
 
     def walk(self) -> Walk:
         """See `WalkingCodec.walk`."""

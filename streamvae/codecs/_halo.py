@@ -46,6 +46,7 @@ class Halo(ModuleCodec):
     def check(self, shape: tuple[int, ...]) -> None:
         """Any length, with weights that are there."""
         check_shape(shape, self.layout, self.channels)
+        self.check_overrides()
         if any(getattr(m, "weight_g", torch.empty(0)).is_meta for m in self.module.modules()):
             # torch computes a normalised weight before the hook brings what it is made of, so
             # vae.decode gives noise as well.

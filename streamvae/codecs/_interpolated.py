@@ -6,7 +6,7 @@ With tiling on, diffusers decodes runs of a few latents instead, which is anothe
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from typing import Any, cast
 
 import torch
@@ -18,7 +18,7 @@ from streamvae.abc import ChunkPlan
 from ._delays import Frames, Memory, Stack, joined
 from ._module import check_count, check_decode_is_own, check_shape
 from ._tiles import Grid
-from ._vidtok import layers
+from ._vidtok import composites, layers
 from ._walk import Walk, WalkingCodec
 
 #: Levels that upsample time, for each compression that the tiled decode knows its way in.
@@ -37,15 +37,29 @@ class Interpolated(WalkingCodec):
         super().__init__(module, base)
         check_decode_is_own(module, base)
         self.channels: int = self.vae.config["z_channels"]
-        options, decoder = cast("Any", module), cast("Any", self.vae.decoder)
+        options = cast("Any", module)
         self.is_causal: bool = options.is_causal
         #: Latents that are decoded together with tiling on, and that others come in groups of.
         self.group: int = options.num_latent_frames_batch_size
         self.compression: int = options.temporal_compression_ratio
-        in_time = set(decoder.tempo_us) & set(decoder.spatial_us)
-        self._frames_per_latent: int = 2 ** len(in_time)
-        self._scale: int = 2 ** len(decoder.spatial_us)
-        self._tileable = not self.is_causal or sorted(in_time) == _TILED.get(self.compression)
+
+    @property
+    def _in_time(self) -> set[int]:
+        """Levels that upsample time."""
+        decoder = cast("Any", self.vae.decoder)
+        return set(decoder.tempo_us) & set(decoder.spatial_us)
+
+    @property
+    def _frames_per_latent(self) -> int:
+        return 1 << len(self._in_time)
+
+    @property
+    def _scale(self) -> int:
+        return 1 << len(cast("Any", self.vae.decoder).spatial_us)
+
+    @property
+    def _tileable(self) -> bool:
+        return not self.is_causal or sorted(self._in_time) == _TILED.get(self.compression)
 
     @property
     def exactness(self) -> str:
@@ -76,6 +90,7 @@ class Interpolated(WalkingCodec):
     def check(self, shape: tuple[int, ...]) -> None:
         """Any size, and (but for `cut`) any length."""
         check_shape(shape, self.layout, self.channels)
+        self.check_overrides()
         if self.vae.use_tiling and not self._tileable:
             raise UsageError(
                 f"expected {self.family} to upsample time in levels 1 and 2 (or as its tiled "
@@ -110,7 +125,7 @@ class Interpolated(WalkingCodec):
                 "interpolates otherwise where they meet: the frames are those of vae.decode with "
                 "tiling, and differ from those without"
             )
-        return tuple(notes)
+        return (*notes, *super().notes(shape))
 
     def frames(self, latents: int) -> int:
         """As many for each latent as the config says; for causal ones the first gives one."""
@@ -156,6 +171,12 @@ class Interpolated(WalkingCodec):
     def stack(self, memory: Memory) -> Stack:
         """The decoder as it is now, its layers keeping their frames in ``memory``."""
         return Stack(layers(self.vae.decoder, memory, seams=self.vae.use_tiling))
+
+    def entered(self) -> Iterable[nn.Module]:
+        """See `ModuleCodec.entered`; runs without a seam call the decoder itself."""
+        if self.vae.use_tiling and not self.is_causal:
+            return ()
+        return composites(self.vae.decoder)
 
     def walk(self) -> Walk:
         """See `WalkingCodec.walk`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar, cast
 
 import torch
@@ -15,7 +15,7 @@ from ._chain import Chain
 from ._conditions import Conditions, Given
 from ._draws import Draws, Generators
 from ._ltx import Builder
-from ._ltx_parts import LTXDecoder, frames_of, is_broken, scale_of
+from ._ltx_parts import LTXDecoder, composites, frames_of, is_broken, scale_of
 from ._module import check_count, check_decode_is_own, check_shape
 from ._tiles import Grid
 from ._walk import Walk, WalkDecoder, WalkingCodec
@@ -77,6 +77,10 @@ class LookAhead(WalkingCodec):
         chain = self.chain()
         return -(-chain.late // chain.frames)
 
+    def entered(self) -> Iterable[nn.Module]:
+        """See `ModuleCodec.entered`."""
+        return composites(self.ltx)
+
     def chain(self, latents: torch.Tensor | None = None) -> Chain:
         """The decoder's steps, for a walk that begins with ``latents`` or just to be looked at."""
         given = None if latents is None else Conditions(latents, self.given)
@@ -91,6 +95,7 @@ class LookAhead(WalkingCodec):
     def check(self, shape: tuple[int, ...]) -> None:
         """Any length and size, with a timestep for each item where one is needed."""
         check_shape(shape, self.layout, self.channels)
+        self.check_overrides()
         self.check_framewise()
         if is_broken(self.ltx):
             raise UsageError(
@@ -129,15 +134,9 @@ class LookAhead(WalkingCodec):
                         f"tiles, whose edges are reflected, got {sides[0]} x {sides[1]}"
                     )
 
-    def notes(self, shape: tuple[int, ...]) -> tuple[str, ...]:  # noqa: ARG002
+    def notes(self, shape: tuple[int, ...]) -> tuple[str, ...]:
         """What is passed over, and noise that differs from run to run."""
-        notes = list(self.given.notes(self.ltx))
-        if (
-            hasattr(self.ltx, "_orig_mod")
-            or getattr(self.ltx, "_compiled_call_impl", None) is not None
-        ):
-            notes.append("the compiled decoder is passed over: its layers are called one by one")
-        return tuple(notes)
+        return (*self.given.notes(self.ltx), *super().notes(shape))
 
     def frames(self, latents: int) -> int:
         """One for the first latent, then as many as the decoder says, 8 in every release."""

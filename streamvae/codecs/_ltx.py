@@ -72,6 +72,7 @@ class Builder:
         for add in noise[:1]:
             self._chain.each(add)
         self._activate(resnet.norm2, resnet.nonlinearity, second)
+        self._chain.each(resnet.dropout)  # nothing, but for hooks on it
         self._window(resnet.conv2)
         for add in noise[1:]:
             self._chain.each(add)
@@ -88,7 +89,7 @@ class Builder:
         self._size = (self._size[0] * stride[1], self._size[1] * stride[2])
 
     def _window(self, conv: CausalConv) -> None:
-        self._chain.window(conv.conv, causal=self._causal)
+        self._chain.window(conv.conv, conv.kernel_size[0], causal=self._causal)
 
     def _activate(self, norm: Function, act: Function, modulation: Modulation | None) -> None:
         last = self._channels_last

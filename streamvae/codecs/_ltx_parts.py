@@ -6,7 +6,7 @@ Upstream: ``diffusers/models/autoencoders/autoencoder_kl_ltx.py`` and ``autoenco
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ class CausalConv(Protocol):
     """LTXVideoCausalConv3d, LTX2VideoCausalConv3d; the latter are told when they are called."""
 
     conv: nn.Conv3d
+    kernel_size: tuple[int, int, int]
     is_causal: bool
 
 
@@ -28,6 +29,7 @@ class Resnet(Protocol):
     norm2: Function
     norm3: Function | None
     nonlinearity: Function
+    dropout: Function
     conv1: CausalConv
     conv2: CausalConv
     conv_shortcut: Function | None
@@ -73,6 +75,21 @@ def upsamplers(decoder: LTXDecoder) -> Iterator[Upsampler]:
     """All of them, in order of execution."""
     for block in decoder.up_blocks:
         yield from block.upsamplers or ()
+
+
+def composites(decoder: LTXDecoder) -> Iterator[nn.Module]:
+    """The modules whose children a chain calls in their place, parents first."""
+    yield cast("nn.Module", decoder)
+    yield from cast("list[nn.Module]", [decoder.conv_in, decoder.conv_out])
+    for block in (decoder.mid_block, *decoder.up_blocks):
+        yield cast("nn.Module", block)
+        for upsampler in getattr(block, "upsamplers", None) or ():
+            yield cast("nn.Module", upsampler)
+            yield cast("nn.Module", upsampler.conv)
+        entry: Resnet | None = getattr(block, "conv_in", None)
+        for resnet in (*([] if entry is None else [entry]), *block.resnets):
+            yield cast("nn.Module", resnet)
+            yield from cast("list[nn.Module]", [resnet.conv1, resnet.conv2])
 
 
 def frames_of(decoder: LTXDecoder, latents: int) -> int:

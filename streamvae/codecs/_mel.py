@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Protocol, cast
 
 import torch
@@ -60,6 +61,21 @@ class LTX2Audio(WalkingCodec):
         """See `ModuleCodec.whole`: channels and bins joined."""
         return super().whole(latents).transpose(2, 3).flatten(1, 2)
 
+    def entered(self) -> Iterator[nn.Module]:
+        """See `ModuleCodec.entered`."""
+        decoder = cast("_Decoder", self.vae.decoder)
+        yield self.vae.decoder
+        yield from cast("list[nn.Module]", [decoder.conv_in, decoder.conv_out])
+        levels = [block for stage in decoder.up for block in stage.block]
+        for block in (decoder.mid.block_1, decoder.mid.block_2, *levels):
+            yield cast("nn.Module", block)
+            shortcut: _Causal | None = getattr(block, "nin_shortcut", None)
+            convolutions = [block.conv1, block.conv2, *([] if shortcut is None else [shortcut])]
+            yield from cast("list[nn.Module]", convolutions)
+        for stage in list(decoder.up)[1:]:
+            yield cast("nn.Module", stage.upsample)
+            yield cast("nn.Module", stage.upsample.conv)
+
     def walk(self) -> Walk:
         """A walk with rows of its own."""
         return _Rows(self)
@@ -70,9 +86,10 @@ class LTX2Audio(WalkingCodec):
         size = latents_per_chunk or _LATENTS_PER_CHUNK
         return ChunkPlan(size, size)
 
-    def notes(self, shape: tuple[int, ...]) -> tuple[str, ...]:  # noqa: ARG002
+    def notes(self, shape: tuple[int, ...]) -> tuple[str, ...]:
         """What is given."""
-        return ("mel spectrograms are given, channels and bins in one; a vocoder makes the sound",)
+        given = "mel spectrograms are given, channels and bins in one; a vocoder makes the sound"
+        return (given, *super().notes(shape))
 
     def frames(self, latents: int) -> int:
         """Mel frames."""
@@ -118,6 +135,7 @@ class _Block(Protocol):
     norm2: nn.Module
     conv1: _Causal
     conv2: _Causal
+    dropout: nn.Module
     non_linearity: nn.Module
 
 
@@ -132,6 +150,7 @@ class _Stage(Protocol):
 
 class _Mid(Protocol):
     block_1: _Block
+    attn_1: nn.Module
     block_2: _Block
 
 
@@ -159,6 +178,7 @@ class _Rows:
         decoder = cast("_Decoder", self._codec.vae.decoder)
         hidden = self._convolved(decoder.conv_in, latents)
         hidden = self._residual(decoder.mid.block_1, hidden)
+        hidden = decoder.mid.attn_1(hidden)  # nothing, but for hooks on it
         hidden = self._residual(decoder.mid.block_2, hidden)
         for level, stage in reversed(list(enumerate(decoder.up))):
             for block in stage.block:
@@ -190,7 +210,8 @@ class _Rows:
 
     def _residual(self, block: _Block, hidden: torch.Tensor) -> torch.Tensor:
         inner = self._convolved(block.conv1, block.non_linearity(block.norm1(hidden)))
-        inner = self._convolved(block.conv2, block.non_linearity(block.norm2(inner)))
+        inner = block.dropout(block.non_linearity(block.norm2(inner)))
+        inner = self._convolved(block.conv2, inner)
         # In diffusers' blocks that change the number of channels.
         shortcut: _Causal | None = getattr(block, "nin_shortcut", None)
         return (hidden if shortcut is None else self._convolved(shortcut, hidden)) + inner

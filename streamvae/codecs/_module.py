@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 
 import torch
@@ -15,6 +15,7 @@ from streamvae._plan import Plan
 from streamvae._rehearsal import planned
 from streamvae.abc import Codec
 
+from ._overrides import check_entered, is_upstream
 from ._understudy import faked
 
 if TYPE_CHECKING:
@@ -72,13 +73,33 @@ class ModuleCodec:
     def __init__(self, module: nn.Module, base: type | None = None) -> None:
         self.module = module
         self.vae = cast("Autoencoder", module)
-        self.family = (base or type(module)).__name__
+        self.base = base or type(module)
+        self.family = self.base.__name__
         self._constants: dict[tuple[str, torch.device, torch.dtype], torch.Tensor] = {}
 
     @property
     def needs_length(self) -> bool:
         """False: chunks are cut as latents come."""
         return False
+
+    def entered(self) -> Iterable[nn.Module]:
+        """Modules of the autoencoder whose children are called in their place, parents first."""
+        return ()
+
+    def methods(self) -> Iterable[str]:
+        """Methods of the autoencoder that are not called where its ``decode`` would call them."""
+        tiled = ("tiled_decode", "_tiled_decode") if getattr(self.vae, "use_tiling", False) else ()
+        return ("decode", "_decode", *tiled)
+
+    def check_overrides(self) -> None:
+        """Refuse an autoencoder on which something would be passed over; when a stream begins.
+
+        Raises:
+            UsageError: One of its `methods` is not its class's, or one of the modules that are
+                `entered` is hooked, patched, replaced or offloaded.
+        """
+        check_decode_is_own(self.module, self.base, self.methods())
+        check_entered(self.module, self.family, self.entered())
 
     def notes(self, shape: tuple[int, ...]) -> tuple[str, ...]:  # noqa: ARG002
         """Nothing to say."""
@@ -272,20 +293,28 @@ def no_formula(family: str) -> UsageError:
     )
 
 
-def check_decode_is_own(module: nn.Module, base: type) -> None:
+def check_decode_is_own(
+    module: nn.Module, base: type, names: Iterable[str] = ("decode", "_decode")
+) -> None:
     """Refuse an autoencoder whose ``decode`` is not its family's; for codecs that do not call it.
 
     A compiled one (``vae.decode = torch.compile(vae.decode)``) is the same function.
 
+    Args:
+        module: The autoencoder.
+        base: The diffusers class that its family is named after.
+        names: Of ``decode`` and the methods it calls; those that ``base`` lacks do not matter.
+
     Raises:
         UsageError: Naming the method.
     """
-    for name in ("decode", "_decode"):
+    for name in names:
         if not hasattr(base, name):
             continue
         method = getattr(module, name)
         method = getattr(method, "_torchdynamo_orig_callable", method)
-        if getattr(method, "__func__", method) is not getattr(base, name):
+        function = getattr(method, "__func__", method)
+        if function is not getattr(base, name) or not is_upstream(function):
             raise UsageError(
                 f"expected {type(module).__name__} to decode as {base.__name__} does, got a "
                 f"{name} of its own, which would be passed over when its decoder is streamed; "

@@ -58,6 +58,7 @@ class PaddedWindows(WalkingCodec):
     def check(self, shape: tuple[int, ...]) -> None:
         """Any size, where tiles are whole latents."""
         check_shape(shape, self.layout, self.channels)
+        self.check_overrides()
         options = cast("Any", self.module)
         if not options.use_tiling:
             return

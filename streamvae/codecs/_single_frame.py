@@ -83,6 +83,11 @@ class SingleFrameCached(SingleFrame):
         steps: int = len(self.vae.config["dim_mult"]) - 1
         return self.patch << steps
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Any number of items, one frame each."""
+        super().check(shape)
+        self.check_overrides()
+
     def _check_tiles(self, shape: tuple[int, ...]) -> None:
         """Tiles are joined well."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,6 +103,17 @@ class Magvit(Partition):
 #: One for each autoencoder: codecs of one module are many, and may run on several threads.
 _LOCKS: WeakKeyDictionary[nn.Module, threading.Lock] = WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
+
+
+def _in_child() -> None:
+    """Forget locks that a thread of the parent may have held when it forked: it is not here."""
+    global _LOCKS_LOCK  # noqa: PLW0603  # one for the whole process
+    _LOCKS_LOCK = threading.Lock()
+    _LOCKS.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def _lock(module: nn.Module) -> threading.Lock:

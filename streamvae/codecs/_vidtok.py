@@ -11,6 +11,7 @@ from torch import nn
 
 from ._delays import Beside, Each, Frames, Function, Layer, Memory, Neighbours, Stack
 from ._doubling import Linear, Seamed, repeated
+from ._offloaded import onloaded
 
 
 def layers(decoder: nn.Module, memory: Memory, *, seams: bool) -> Iterator[Layer]:
@@ -40,6 +41,31 @@ def layers(decoder: nn.Module, memory: Memory, *, seams: bool) -> Iterator[Layer
                 ahead *= 2
     yield Each(lambda frames: net.nonlinearity(net.norm_out(frames)))
     yield _convolution(net.conv_out, memory, ahead)
+
+
+def composites(decoder: nn.Module) -> Iterator[nn.Module]:
+    """The modules whose children `layers` calls in their place, parents first."""
+    net = cast("Any", decoder)
+    yield decoder
+    yield from _entered(net.conv_in, net.conv_out)
+    attention = net.mid.attn_1
+    yield attention
+    yield from _entered(attention.q, attention.k, attention.v, attention.proj_out)
+    in_time = [
+        block for level in range(net.num_resolutions) for block in net.up_temporal[level].block
+    ]
+    for block in (net.mid.block_1, net.mid.block_2, *in_time):
+        yield block
+        yield from _entered(block.conv1, block.conv2)
+    for level in set(net.tempo_us) & set(net.spatial_us):
+        upsample = net.up_temporal[level].upsample
+        yield upsample
+        yield from _entered(upsample.conv)
+
+
+def _entered(*convolutions: nn.Module) -> Iterator[nn.Module]:
+    """Those whose inner convolution is called; ordinary ones are called themselves."""
+    return (one for one in convolutions if hasattr(one, "time_pad"))
 
 
 class _Causal:
@@ -186,11 +212,6 @@ def _upsample(module: nn.Module, memory: Memory, ahead: int) -> Iterator[Layer]:
 
 def _mix_factor(upsample: nn.Module, device: torch.device) -> torch.Tensor:
     """Read the layer's own parameter, which its offload hook, if any, brings for a forward."""
-    net = cast("Any", upsample)
-    hook = getattr(net, "_hf_hook", None)
-    if hook is None:
-        return cast("torch.Tensor", net.mix_factor.to(device))
-    hook.pre_forward(net)
-    factor: torch.Tensor = net.mix_factor.to(device, copy=True)
-    hook.post_forward(net, None)
+    with onloaded(upsample):
+        factor: torch.Tensor = cast("Any", upsample).mix_factor.to(device, copy=True)
     return factor

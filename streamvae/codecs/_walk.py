@@ -19,6 +19,7 @@ from streamvae.abc import Decoder
 
 from ._decoder import StreamDecoder
 from ._module import ModuleCodec, check_shape, clips
+from ._overrides import is_compiled
 from ._tiles import Grid
 
 
@@ -123,6 +124,17 @@ class WalkingCodec(ModuleCodec, ABC):
     def check(self, shape: tuple[int, ...]) -> None:
         """Any length, any size."""
         check_shape(shape, self.layout, self.channels)
+        self.check_overrides()
+
+    def notes(self, shape: tuple[int, ...]) -> tuple[str, ...]:  # noqa: ARG002
+        """Whether there is compiled code that is not run."""
+        if not any(map(is_compiled, self.entered())):
+            return ()
+        note = (
+            f"streams call the layers of {self.family}'s decoder one by one: what was compiled is "
+            "not used (single layers would be)"
+        )
+        return (note,)
 
     def drains(self, latents: int) -> int:  # noqa: ARG002  # the same for any number
         """Nothing is held back."""

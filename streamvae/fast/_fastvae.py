@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from streamvae._errors import UsageError
 from streamvae.abc import Codec
-from streamvae.codecs import CachedCausal, Walk
+from streamvae.codecs import CachedCausal, Walk, find_override
 
 #: What its kernels compute in.
 _DTYPES = {torch.bfloat16, torch.float16, torch.float32}
@@ -138,8 +138,7 @@ def _obstacle(codec: CachedCausal, device: torch.device) -> str:
         return f"fastvae needs CUDA, this is {device.type}"
     if codec.dtype not in _DTYPES:
         return f"fastvae does not compute in {str(codec.dtype).removeprefix('torch.')}"
-    hooks = {"_hf_hook", "_diffusers_hook"}
-    if any(hooks & vars(part).keys() for part in codec.module.modules()):
+    if any(map(_is_moved, codec.module.modules())):
         return "fastvae would keep weights where a hook moves them away"
     parts = [*codec.vae.post_quant_conv.modules(), *codec.vae.decoder.modules()]
     passed_over = next(filter(None, map(_passed_over, parts)), "")
@@ -149,13 +148,18 @@ def _obstacle(codec: CachedCausal, device: torch.device) -> str:
 def _passed_over(part: nn.Module) -> str:
     """What of a module is lost when only its weights are read; empty if nothing is."""
     kind = type(part)
-    if kind.__module__.partition(".")[0] not in _KNOWN or hasattr(part, "_orig_mod"):
-        return f"{kind.__name__} in the decoder"
     if parametrize.is_parametrized(part):
         return f"the parametrised weights of a {kind.__name__}"
-    if part._forward_hooks or part._forward_pre_hooks:
-        return f"the hooks of a {kind.__name__}"
-    return ""
+    if kind.__module__.partition(".")[0] not in _KNOWN or "_orig_mod" in part._modules:
+        return f"{kind.__name__} in the decoder"
+    override = find_override(part)
+    return "" if override is None else f"{override.what} on a {kind.__name__}"
+
+
+def _is_moved(part: nn.Module) -> bool:
+    """Whether hooks of accelerate or diffusers are on a module; those that were removed are not."""
+    own = vars(part)
+    return "_hf_hook" in own or bool(getattr(own.get("_diffusers_hook"), "hooks", None))
 
 
 def _rebuilt(module: nn.Module) -> Core:

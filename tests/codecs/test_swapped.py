@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,3 +118,55 @@ def test_chunks_beside_segments() -> None:
     latents = noise(1, 4, 6, 2, 2)
     streamed = walk(codec_for(vae), latents, 3, "fast")
     torch.testing.assert_close(streamed, whole(vae, latents), rtol=0, atol=1e-5)
+
+
+FORK = """
+import os, signal, threading
+import torch
+from streamvae.codecs import codec_for
+from tests.codecs.walk import noise, walk, whole
+from tests.families.partition import magvit
+
+torch.set_num_threads(1)
+vae, latents = magvit(), noise(1, 4, 3, 2, 2)
+right, parent = whole(vae, latents), os.getpid()
+within, forked = threading.Event(), threading.Event()
+
+def wait(*_):
+    if os.getpid() == parent:
+        within.set()
+        forked.wait()
+
+vae.decoder.conv_in.register_forward_pre_hook(wait)
+given = []
+thread = threading.Thread(target=lambda: given.append(walk(codec_for(vae), latents)))
+thread.start()
+within.wait()  # the lock is held
+child = os.fork()
+if child == 0:
+    signal.alarm(60)  # were it for ever, it ends here
+    try:
+        os._exit(0 if torch.equal(walk(codec_for(vae), latents), right) else 3)
+    finally:
+        os._exit(4)
+_, status = os.waitpid(child, 0)
+forked.set()
+thread.join()
+assert os.waitstatus_to_exitcode(status) == 0, status
+assert torch.equal(given[0], right)
+print("all right")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forked_within_a_step() -> None:
+    """A child forked while another thread takes a step decodes, and waits for nobody."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK],
+        cwd=Path(__file__).parent.parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (run.returncode, run.stdout) == (0, "all right\n"), run.stderr

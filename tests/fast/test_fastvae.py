@@ -123,6 +123,15 @@ def _adapted(vae: nn.Module) -> None:
     _layers(vae).conv1.__class__ = Adapted
 
 
+def _patched(vae: nn.Module) -> None:
+    forward = _layers(vae).forward
+
+    def doubled(*args: object, **options: object) -> object:
+        return 2 * forward(*args, **options)
+
+    _layers(vae).forward = doubled
+
+
 @pytest.mark.usefixtures("fastvae")
 @pytest.mark.parametrize(
     ("change", "why"),
@@ -130,7 +139,11 @@ def _adapted(vae: nn.Module) -> None:
         (lambda vae: vae.double(), "does not compute in float64"),
         (_adapted, "would pass over Adapted in the decoder"),
         (lambda vae: parametrizations.weight_norm(_layers(vae).conv1), "the parametrised weights"),
-        (lambda vae: _layers(vae).register_forward_hook(print), "the hooks of a WanResidualBlock"),
+        (
+            lambda vae: _layers(vae).register_forward_hook(print),
+            "hook (print) on a WanResidualBlock",
+        ),
+        (_patched, "a forward of its own (_patched.<locals>.doubled) on a WanResidualBlock"),
         (lambda vae: add_hook_to_module(vae, AlignDevicesHook("cpu")), "a hook moves them away"),
     ],
 )
