@@ -33,7 +33,7 @@ from ._interpolated import Interpolated
 from ._kept import MMAudio
 from ._mel import LTX2Audio
 from ._module import ModuleCodec, unwrap
-from ._overrides import Override, find_override
+from ._overrides import Override, find_override, is_compiled
 from ._padded import PaddedWindows
 from ._partition import Partition
 from ._single_frame import SingleFrame, SingleFrameCached
@@ -56,6 +56,7 @@ __all__ = [
     "WalkingCodec",
     "codec_for",
     "find_override",
+    "is_compiled",
     "known_families",
     "steady_families",
 ]

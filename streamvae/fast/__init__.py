@@ -16,7 +16,14 @@ from torch.nn.utils import parametrize
 
 from streamvae._graphs import Graphs
 from streamvae.abc import Codec
-from streamvae.codecs import Steady, Walk, WalkingCodec, steady_families
+from streamvae.codecs import (
+    Steady,
+    Walk,
+    WalkingCodec,
+    find_override,
+    is_compiled,
+    steady_families,
+)
 
 from ._fastvae import FusedWan, fused
 from ._launching import EAGER, GraphLauncher, check_only_stream, count_stream
@@ -36,9 +43,6 @@ __all__ = [
 
 #: ``STREAMVAE_GRAPHS=0`` has every chunk launched kernel by kernel.
 VARIABLE = "STREAMVAE_GRAPHS"
-
-#: Whose modules are known to do the same at every chunk; others (LoRA's, ...) may switch.
-_KNOWN = {"diffusers", "torch"}
 
 
 class Stepped(NamedTuple):
@@ -117,17 +121,14 @@ def _obstacle(codec: WalkingCodec) -> str:
 
 def _changeable(part: nn.Module) -> str:
     """What of a module may do something else at the next chunk; empty if nothing."""
-    kind = type(part)
-    if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
-        return f"no graph over a compiled {kind.__name__}"
-    if kind.__module__.partition(".")[0] not in _KNOWN:
-        return f"no graph over the {kind.__name__} in its decoder"
+    kind = type(part).__name__
+    if is_compiled(part):
+        return f"no graph over a compiled {kind}"
     if parametrize.is_parametrized(part):
-        return f"no graph over the parametrised weights of a {kind.__name__}"
-    if part._forward_hooks or part._forward_pre_hooks:
-        return f"no graph over the hooks of a {kind.__name__}"
-    if "forward" in vars(part):
-        return f"no graph over the forward of its own that a {kind.__name__} has"
+        return f"no graph over the parametrised weights of a {kind}"
+    override = find_override(part)
+    if override is not None:
+        return f"no graph over {override.what} in its decoder"
     weights = (*part._parameters.values(), *part._buffers.values())
     return next(filter(None, map(_subclass, weights)), "")
 

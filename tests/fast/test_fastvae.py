@@ -151,10 +151,10 @@ def test_says_why_not(change: Callable[[nn.Module], object], why: str) -> None:
     """What fastvae would decode wrongly is left to the autoencoder, and it is said why."""
     vae = tiny.wan21()
     change(vae)
-    codec, step = fastest(codec_for(vae), CUDA)
-    assert not isinstance(codec, FusedWan)
-    assert step().startswith("eager (")
-    assert why in step()
+    stepped = fastest(codec_for(vae), CUDA)
+    assert not isinstance(stepped.codec, FusedWan)
+    assert stepped.step().startswith("eager (")
+    assert why in stepped.step()
 
 
 @pytest.mark.usefixtures("fastvae")

@@ -138,7 +138,9 @@ async def test_streams_at_once(backend: FakeBackend) -> None:
             held.append(np.asarray((await anext(source)).data))
     assert all(same(np.concatenate(held, 1), vae, z) for held, z in zip(given, clips, strict=True))
     steps = sorted(one.info.step for one in streams)
-    assert steps == ["eager (none of the recorded graphs is free for it)", "graph", "graph"]
+    # The third has a slot as soon as one of the others, which may be chunks ahead, is over.
+    assert steps[1:] == ["graph", "graph"]
+    assert steps[0] in {"eager (none of the recorded graphs is free for it)", "graph"}
     for one in streams:
         await one.aclose()
     assert graphs_of(backend).captures == 2
@@ -427,6 +429,10 @@ def watched(vae: nn.Module) -> None:
 
 class Other(nn.SiLU):
     """Nobody's."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Half as much."""
+        return super().forward(hidden) * 0.5
 
 
 def foreign(vae: nn.Module) -> None:
