@@ -16,32 +16,29 @@ class Graph(Protocol):
     """Recorded kernels, over the memory that they were recorded with."""
 
     def replay(self) -> torch.Tensor:
-        """Launch them in the current stream.
+        """Launch them in the current stream; RuntimeError if nothing could be launched.
 
         Returns:
-            The recorded result, at the same place every time: the next replay, also of another
-            graph of the device, overwrites it. Read it in the same stream before that.
-
-        Raises:
-            RuntimeError: They could not be launched; nothing ran.
+            The result, at the same place every time: the next replay of any graph of the device
+            overwrites it. Read it in the same stream before that.
         """
         ...
 
 
 class Graphs(Protocol):
-    """A device's recorder of graphs; used on its launch thread, while nobody else uses the device.
+    """A device's recorder of graphs, on its launch thread; only `streamvae.warmup` records.
 
-    Recording reaches into other threads of the process, and they into it, so only
-    `streamvae.warmup` records.
+    Attributes:
+        streams: Who decodes on the device now.
     """
+
+    streams: set[object]
 
     def capture(self, work: Callable[[], torch.Tensor]) -> Graph:
         """Run ``work`` once, for whatever is made lazily, then record what it launches.
 
-        Whatever it raises, the device, its generators and its allocators are as before, and so is
-        all memory made outside ``work``.
-
         Raises:
             RuntimeError: It cannot be recorded: no memory, or something in it waits for the device.
+                The device, its generators and its allocators are as before.
         """
         ...

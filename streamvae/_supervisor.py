@@ -17,6 +17,7 @@ from ._about import described, noted, planar, shaped
 from ._chunks import DeviceFrames, HostChunk, LatentChunk, StreamInfo
 from ._errors import FrameCountError
 from ._events import Event
+from ._graphs import Graphs
 from ._identified import Identification
 from ._log import Log, clock_of
 from ._options import Options
@@ -29,7 +30,7 @@ from ._tee import Tee
 from ._threads import Worker, outcome
 from .abc import Backend, ChunkPlan, Codec
 from .backends import for_device
-from .fast import Stepped, check_only_stream, count_stream, fastest, launched
+from .fast import Stepped, check_only_stream, fastest, launched
 from .latents import LatentSource, TensorSource, cut, gathered, viewed, whole
 
 Chunk = HostChunk | DeviceFrames
@@ -101,7 +102,8 @@ class Supervisor:
         """What is known; how chunks are decoded may turn out other than it was said."""
         if self._info is None or self._stepped is None:
             return self._info
-        step, notes = self._stepped.step(), self._stepped.notes()
+        step, launcher = self._stepped.step(), self._stepped.launcher
+        notes = () if launcher is None else launcher.notes
         if self._info.step != step:
             self._info = replace(self._info, step=step)
         if not set(notes) <= set(self._info.notes):
@@ -141,8 +143,8 @@ class Supervisor:
                 self.book.flowed = self._clock()
                 if self.warm_streams is None:
                     self._check_count(recipe)
-                elif self._stepped is not None:
-                    record = partial(self._stepped.record, self.warm_streams)
+                elif self._stepped is not None and self._stepped.launcher is not None:
+                    record = partial(self._stepped.launcher.record, self.warm_streams)
                     await outcome(backend.run(record))
             await self.tee.close()
         except BaseException as error:
@@ -160,11 +162,12 @@ class Supervisor:
         self,
     ) -> AsyncGenerator[tuple[AsyncIterator[LatentChunk], Recipe, Backend], None]:
         """Everything opened for decoding, and given back."""
-        using = contextlib.ExitStack()
+        graphs: Graphs | None = None
         try:
             codec, preparation, place, backend = await self._load()
             graphs = getattr(backend, "graphs", None)
-            using.enter_context(count_stream(graphs))
+            if graphs is not None:
+                graphs.streams.add(self)
             if self.warm_streams is not None:
                 check_only_stream(graphs)
             self._latents = viewed(self._latents, preparation.view)
@@ -221,7 +224,8 @@ class Supervisor:
                 if self._identification is not None:
                     await self._identification.aclose()
             finally:
-                using.close()
+                if graphs is not None:
+                    graphs.streams.discard(self)
                 await self._latents.aclose()
 
     async def _announce(self, info: StreamInfo, codec: Codec, backend: Backend) -> bool:

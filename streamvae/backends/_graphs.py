@@ -16,7 +16,6 @@ graph keeps; random numbers of other threads come from the old one.
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import threading
 import weakref
@@ -59,17 +58,22 @@ class CudaGraphs:
         self._device = device
         self._pool: torch.cuda._POOL_HANDLE | None = None
         self._living: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
+        self.streams: set[object] = set()
         self._needed = 0  # bytes that one run takes, as rehearsed
         self._pooled = 0  # bytes that the pool has taken
 
     def capture(self, work: Callable[[], torch.Tensor]) -> CudaGraph:
         """See `streamvae._graphs.Graphs.capture`."""
-        with _CAPTURING, _no_collection():
+        with _CAPTURING:
             self.rehearse(work)
             self.settle()
             if self._pool is None or not self._living:  # torch frees a pool with its last graph
                 self._pool, self._pooled = torch.cuda.graph_pool_handle(), 0
-            self._check_room()
+            # For the graph, if it is the first, and for streams' chunks that are launched without.
+            needed = 2 * self._needed - min(self._pooled, self._needed)
+            free, _ = torch.cuda.mem_get_info(self._device)
+            if free < needed:
+                raise RuntimeError(f"{needed} bytes of device memory are needed, {free} are free")
             graph, result = self._record(work, self._pool)
             self._living.add(graph)
             self._pooled = max(self._pooled, self._needed)
@@ -85,14 +89,6 @@ class CudaGraphs:
     def settle(self) -> None:
         """Give back what a rehearsal has left: what is between kernels would be held twice."""
         torch.cuda.empty_cache()
-
-    def _check_room(self) -> None:
-        # Once for the graph, if it is the first, and once for chunks that are launched without:
-        # streams have such chunks, too.
-        needed = 2 * self._needed - min(self._pooled, self._needed)
-        free, _ = torch.cuda.mem_get_info(self._device)
-        if free < needed:
-            raise RuntimeError(f"about {needed} bytes of device memory are needed, {free} are free")
 
     def _record(
         self, work: Callable[[], torch.Tensor], pool: torch.cuda._POOL_HANDLE
@@ -128,18 +124,6 @@ class CudaGraphs:
             with contextlib.suppress(Exception):
                 torch._C._cuda_releasePool(self._device.index or 0, pool)
         graph.reset()
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep the collector off this thread: destroying another graph would end the capture."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @contextlib.contextmanager

@@ -8,11 +8,11 @@ autoencoder's own decoder runs, kernel by kernel, and the reason is said.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from streamvae._graphs import Graphs
 from streamvae.abc import Codec
@@ -26,16 +26,14 @@ from streamvae.codecs import (
 )
 
 from ._fastvae import FusedWan, fused
-from ._launching import EAGER, GraphLauncher, check_only_stream, count_stream
+from ._graphed import EAGER, GraphedWalk, GraphLauncher, check_only_stream
 from ._slots import release
-from ._steady import GraphedWalk
 
 __all__ = [
     "EAGER",
     "FusedWan",
     "Stepped",
     "check_only_stream",
-    "count_stream",
     "fastest",
     "launched",
     "release",
@@ -50,27 +48,14 @@ class Stepped(NamedTuple):
 
     Attributes:
         codec: Decodes with the step.
-        name: What its step is called, ``"fastvae 0.1.0"`` or ``"eager"``, and why it is nothing
-            faster, where nothing launches graphs.
-        launcher: Launches graphs where `streamvae.warmup` has recorded some.
+        step: Says, for people, how: ``"graph"``, ``"fastvae 0.1.0"``, or ``"eager"`` and why it is
+            nothing faster. It may have to take back what it said when chunks are launched.
+        launcher: Of graphs, where there may be some.
     """
 
     codec: Codec
-    name: str
+    step: Callable[[], str]
     launcher: GraphLauncher | None = None
-
-    def step(self) -> str:
-        """How chunks are decoded; may have to take back what it said when they are launched."""
-        return self.name if self.launcher is None else self.launcher.status
-
-    def notes(self) -> tuple[str, ...]:
-        """What the user should know of it."""
-        return () if self.launcher is None else self.launcher.notes
-
-    def record(self, streams: int) -> None:
-        """Record graphs for so many streams; on the launch thread, see `GraphLauncher.record`."""
-        if self.launcher is not None:
-            self.launcher.record(streams)
 
 
 def fastest(codec: Codec, device: torch.device, graphs: Graphs | None = None) -> Stepped:
@@ -83,7 +68,8 @@ def fastest(codec: Codec, device: torch.device, graphs: Graphs | None = None) ->
     """
     faster = fused(codec, device)
     if isinstance(faster, FusedWan):
-        return Stepped(faster, faster.step_name)
+        name = faster.step_name
+        return Stepped(faster, lambda: name)
     return launched(codec, graphs, faster)
 
 
@@ -95,19 +81,21 @@ def launched(codec: Codec, graphs: Graphs | None = None, why: str = "") -> Stepp
         graphs: The device's, if it has them.
         why: What else is to be said.
     """
-    name = f"{EAGER} ({why})" if why else EAGER
-    walking = isinstance(codec, steady_families) and not isinstance(codec, FusedWan)
-    if graphs is None or not walking:
-        return Stepped(codec, name)
+    steady = isinstance(codec, steady_families) and not isinstance(codec, FusedWan)
+    if graphs is None or not steady:
+        name = f"{EAGER} ({why})" if why else EAGER
+        return Stepped(codec, lambda: name)
     own = cast("WalkingCodec", codec)
-    launcher = GraphLauncher(own.family, own.module, graphs, _obstacle(own), why)
+    launcher = GraphLauncher(own, graphs, _obstacle(own))
 
     def between(walk: Walk) -> Walk:
         return GraphedWalk(walk, launcher) if isinstance(walk, Steady) else walk
 
     made = cast("WalkingCodec", own.renewal()())
     made.between = between
-    return Stepped(cast("Codec", made), name, launcher)
+    return Stepped(
+        cast("Codec", made), lambda: "; ".join(filter(None, (launcher.status, why))), launcher
+    )
 
 
 def _obstacle(codec: WalkingCodec) -> str:
@@ -124,15 +112,10 @@ def _changeable(part: nn.Module) -> str:
     kind = type(part).__name__
     if is_compiled(part):
         return f"no graph over a compiled {kind}"
-    if parametrize.is_parametrized(part):
-        return f"no graph over the parametrised weights of a {kind}"
     override = find_override(part)
     if override is not None:
         return f"no graph over {override.what} in its decoder"
-    weights = (*part._parameters.values(), *part._buffers.values())
-    return next(filter(None, map(_subclass, weights)), "")
-
-
-def _subclass(tensor: torch.Tensor | None) -> str:
-    plain = tensor is None or type(tensor) in {nn.Parameter, torch.Tensor}
-    return "" if plain else f"no graph over weights of the class {type(tensor).__name__}"
+    for weight in (*part._parameters.values(), *part._buffers.values()):
+        if weight is not None and type(weight) not in {nn.Parameter, torch.Tensor}:
+            return f"no graph over weights of the class {type(weight).__name__}"
+    return ""

@@ -8,50 +8,40 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from streamvae._graphs import Graph
 from streamvae.codecs import State
 
 from ._fingerprint import Fingerprint
 
-#: The form of a state: containers, keys, and of each tensor what a kernel sees of it.
-Form = object
 
+class Key(NamedTuple):
+    """What a graph is recorded for: the same code over the same weights, chunk and form of state.
 
-class StaticState:
-    """A state whose tensors stay where they are.
-
-    Args:
-        state: Whose tensors they are from now on.
+    The form: containers, keys, and of each tensor what a kernel sees of it.
     """
 
-    def __init__(self, state: State) -> None:
-        self._state = state
-        self.form = form_of(state)
-        self._leaves = tuple(leaves(state))
-        self.nbytes = sum(leaf.nbytes for leaf in self._leaves)
+    fingerprint: Fingerprint
+    containers: pytree.TreeSpec
+    tensors: tuple[object, ...]
 
-    def take(self, state: State) -> None:
-        """Hold the values of a state of the same form.
+    @classmethod
+    def of(cls, fingerprint: Fingerprint, state: State) -> Key:
+        """The key of a chunk that reads ``state``."""
+        leaves, containers = pytree.tree_flatten(state)
+        return cls(fingerprint, containers, tuple(map(_form, leaves)))
 
-        Raises:
-            RuntimeError: It is of another form.
-        """
-        if form_of(state) != self.form:
-            raise RuntimeError("what it remembers changes its form")
-        for own, new in zip(self._leaves, leaves(state), strict=True):
-            if new is not own:
-                own.copy_(new)
 
-    def lend(self) -> State:
-        """The state in containers that may be changed."""
-        return cast("State", copied(self._state, clone=False))
+def _form(leaf: object) -> object:
+    if isinstance(leaf, torch.Tensor):
+        return leaf.shape, leaf.dtype, leaf.device, leaf.stride()
+    return leaf
 
 
 @dataclass(slots=True, eq=False)
@@ -59,159 +49,89 @@ class Slot:
     """State and graph of one walk.
 
     Attributes:
-        fingerprint: Of what was recorded.
+        key: What it was recorded for.
         state: What the walk keeps.
         latents: What the graph reads, (B, C, t, h, w).
+        weights: What else it reads, and where that was.
         graph: One steady chunk.
-        places: Each weight: the module's table, its name there, itself, and where it is.
     """
 
-    fingerprint: Fingerprint
-    state: StaticState
+    key: Key
+    state: State
     latents: torch.Tensor
+    weights: tuple[tuple[torch.Tensor, int], ...]
     graph: Graph
-    places: tuple[tuple[dict[str, torch.Tensor | None], str, torch.Tensor, int], ...]
 
     @property
     def current(self) -> bool:
-        """Whether the weights are still the same, and where the graph reads them; cheap."""
-        return all(
-            table.get(name) is tensor and tensor.data_ptr() == place
-            for table, name, tensor, place in self.places
-        )
-
-    def replay(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode a chunk over the state; frames are the caller's own.
-
-        Raises:
-            RuntimeError: It could not be launched; the state is as it was.
-        """
-        self.latents.copy_(latents)
-        return self.graph.replay().clone()
-
-
-class Slots:
-    """The slots of one autoencoder that no walk has."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._idle: list[Slot] = []
-
-    def take(self, fingerprint: Fingerprint, form: Form) -> Slot | None:
-        """One that was recorded for the same; those of other weights are dropped."""
-        found = None
-        with self._lock:
-            dropped, self._idle = self._idle, []  # destroyed after the lock is free
-            for slot in dropped:
-                if slot.fingerprint.weights != fingerprint.weights:
-                    continue
-                if found is None and slot.fingerprint == fingerprint and slot.state.form == form:
-                    found = slot
-                else:
-                    self._idle.append(slot)
-        return found
-
-    def count(self, fingerprint: Fingerprint, form: Form) -> int:
-        """How many there are for the same."""
-        with self._lock:
-            return sum(
-                slot.fingerprint == fingerprint and slot.state.form == form for slot in self._idle
-            )
-
-    def give_back(self, slot: Slot) -> None:
-        """Keep it for the next walk."""
-        with self._lock:
-            self._idle.append(slot)
-
-    def release(self) -> int:
-        """Drop them all; gives the bytes of their state."""
-        with self._lock:
-            dropped, self._idle = self._idle, []
-        return sum(slot.state.nbytes for slot in dropped)
-
-    def __bool__(self) -> bool:
-        """Whether there is one."""
-        return bool(self._idle)
+        """Whether the weights are still where the graph reads them."""
+        return all(weight.data_ptr() == place for weight, place in self.weights)
 
     @property
     def nbytes(self) -> int:
-        """What their state takes."""
-        with self._lock:
-            return sum(slot.state.nbytes for slot in self._idle)
+        """What its state takes."""
+        return sum(getattr(leaf, "nbytes", 0) for leaf in pytree.tree_leaves(self.state))
 
 
-def places_in(
-    module: nn.Module,
-) -> Iterator[tuple[dict[str, torch.Tensor | None], str, torch.Tensor, int]]:
-    """Its parameters and buffers, as `Slot.places` has them; they keep no module alive."""
-    for part in module.modules():
-        for table in (part._parameters, part._buffers):
-            for name, tensor in table.items():
-                if tensor is not None:
-                    yield (
-                        cast("dict[str, torch.Tensor | None]", table),
-                        name,
-                        tensor,
-                        tensor.data_ptr(),
-                    )
+def load(state: State, into: State) -> None:
+    """Copy a state into another one of the same form.
+
+    Raises:
+        RuntimeError: They are not.
+    """
+    (new, containers), (own, other) = pytree.tree_flatten(state), pytree.tree_flatten(into)
+    if containers != other or list(map(_form, new)) != list(map(_form, own)):
+        raise RuntimeError("what it remembers changes its form")
+    for here, there in zip(own, new, strict=True):
+        if isinstance(here, torch.Tensor) and there is not here:
+            here.copy_(there)
 
 
-def leaves(state: object) -> Iterator[torch.Tensor]:
-    """Its tensors, in order."""
-    if isinstance(state, torch.Tensor):
-        yield state
-    elif isinstance(state, dict | list | tuple):
-        for kept in state.values() if isinstance(state, dict) else state:
-            yield from leaves(kept)
+def copy_containers(state: State) -> State:
+    """The same tensors in containers that may be changed."""
+    return cast("State", pytree.tree_map(lambda leaf: leaf, state))
 
 
-def form_of(state: object) -> Form:
-    """See `Form`."""
-    if isinstance(state, torch.Tensor):
-        return (tuple(state.shape), state.dtype, state.device, state.stride())
-    if isinstance(state, dict):
-        return tuple((_name(key), form_of(kept)) for key, kept in state.items())
-    if isinstance(state, list | tuple):
-        return tuple(form_of(kept) for kept in state)
-    return state
-
-
-def _name(key: object) -> object:
-    """Modules by identity: the form must not keep them."""
-    return id(key) if isinstance(key, nn.Module) else key
-
-
-def copied(state: object, *, clone: bool) -> object:
-    """The state in containers of its own, its tensors too if ``clone`` is set."""
-    if isinstance(state, torch.Tensor):
-        return state.clone() if clone else state
-    if isinstance(state, dict):
-        return {key: copied(kept, clone=clone) for key, kept in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(copied(kept, clone=clone) for kept in state)
-    return state
-
-
-_SLOTS: weakref.WeakKeyDictionary[nn.Module, Slots] = weakref.WeakKeyDictionary()
+#: By autoencoder, those that no walk has; they go when it goes.
+_idle: weakref.WeakKeyDictionary[nn.Module, list[Slot]] = weakref.WeakKeyDictionary()
 _LOCK = threading.Lock()
 
 
-def slots_of(module: nn.Module) -> Slots:
-    """The slots of an autoencoder; they go when it goes."""
+def idle_slots(module: nn.Module) -> tuple[Slot, ...]:
+    """The slots of an autoencoder that no walk has."""
     with _LOCK:
-        return _SLOTS.setdefault(module, Slots())
+        return tuple(_idle.get(module, ()))
+
+
+def take_slot(module: nn.Module, key: Key) -> Slot | None:
+    """Take one that was recorded for the same; those of other weights are dropped."""
+    weights = key.fingerprint.weights
+    with _LOCK:
+        dropped = _idle.get(module, [])  # destroyed after the lock is free
+        idle = _idle[module] = [slot for slot in dropped if slot.key.fingerprint.weights == weights]
+        found = next((slot for slot in idle if slot.key == key), None)
+        if found is not None:
+            idle.remove(found)
+    return found
+
+
+def give_back(module: nn.Module, slot: Slot) -> None:
+    """Keep it for the next walk."""
+    with _LOCK:
+        _idle.setdefault(module, []).append(slot)
 
 
 def release() -> int:
-    """Give back the device memory of the graphs that `warmup` has recorded.
+    """Give back the device memory of the graphs that `streamvae.warmup` has recorded.
 
-    Each graph keeps a decoder's state, at addresses of its own, until its autoencoder goes or its
-    weights move. Streams that run keep theirs.
+    Each keeps a decoder's state until its autoencoder goes or its weights move. Streams that run
+    keep theirs.
 
     Returns:
         Bytes of state that torch's allocator has again; with the last graph of a device the memory
         between their kernels comes back too. ``torch.cuda.empty_cache()`` gives it to others.
     """
     with _LOCK:
-        every = list(_SLOTS.values())
-    return sum(slots.release() for slots in every)
+        dropped = [slot for slots in _idle.values() for slot in slots]
+        _idle.clear()
+    return sum(slot.nbytes for slot in dropped)

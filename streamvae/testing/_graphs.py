@@ -47,6 +47,7 @@ class FakeGraphs:
         captures: How often something was recorded.
         recording: Whether something is being recorded now.
         replays: How often a graph was launched.
+        streams: As there.
         results: What its graphs gave; poisoned by the next replay of any of them.
     """
 
@@ -56,6 +57,7 @@ class FakeGraphs:
         self._after = after
         self.captures = 0
         self.recording = False
+        self.streams: set[object] = set()
         self._recorder = 0
         self._broken = False
         self.replays = 0

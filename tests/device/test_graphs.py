@@ -20,7 +20,7 @@ from streamvae.backends._cuda import CudaDriver, mark
 from streamvae.backends._graphs import CudaGraph, CudaGraphs
 from streamvae.backends._streamed import StreamedBackend
 from streamvae.codecs import codec_for
-from streamvae.fast._slots import slots_of
+from streamvae.fast._slots import idle_slots
 from tests import tiny
 from tests.families import causal, partition
 
@@ -173,7 +173,7 @@ async def test_equal_at_full_size(real: AutoencoderKLWan) -> None:
     given = stream_decode(z, real)
     assert card.equal(await given.collect(), card.whole(real, z))
     assert given.info.step == "graph"
-    assert slots_of(real).nbytes > 4e9
+    assert sum(slot.nbytes for slot in idle_slots(real)) > 4e9
     assert release() > 4e9
 
 
@@ -213,6 +213,25 @@ async def test_failing_poisons_nothing(
         assert given.info.step == "graph"
         allocated.append(torch.cuda.memory_reserved())
     assert allocated[-1] == allocated[1]
+
+
+def test_a_graph_dropped_while_another_is_recorded() -> None:
+    """Its destruction on the recording thread is no end of the recording."""
+    driver, x = CudaDriver(card.DEVICE), torch.ones(8, device=card.DEVICE)
+    torch.cuda.synchronize()
+    with driver.on("compute"):
+        held = [driver.graphs.capture(lambda: x * 2)]
+        held[0].replay()
+
+        def work() -> torch.Tensor:
+            y = x * 2
+            if torch.cuda.is_current_stream_capturing():
+                held.clear()
+            return y + 1
+
+        graph = driver.graphs.capture(work)
+        assert not held
+        assert graph.replay().tolist() == [3.0] * 8
 
 
 async def test_failures_keep_no_memory(vae: AutoencoderKLWan) -> None:
@@ -272,7 +291,7 @@ async def test_precision_switches() -> None:
         torch.backends.fp32_precision = "ieee"
         for precision, step in (("tf32", "graph"), ("ieee", "eager"), ("tf32", "graph")):
             conv.fp32_precision = precision
-            if not slots_of(vae):
+            if not idle_slots(vae):
                 await warmup(vae, shape_of(z))
             given = stream_decode(z, vae, output="float32")
             assert card.equal(await given.collect(), card.whole(vae, z, "float32"))
