@@ -73,8 +73,13 @@ class _Networks:
         self._checked: set[tuple[torch.device, Hashable]] = set()
         self._lock = threading.Lock()
 
-    def get(self, module: nn.Module, device: torch.device, kernels: Kernels | None,
-            fingerprint: Fingerprint) -> _Built:
+    def get(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        kernels: Kernels | None,
+        fingerprint: Fingerprint,
+    ) -> _Built:
         """Give the rebuilt decoder of ``module``, again if its weights are others now.
 
         Raises:

@@ -70,16 +70,16 @@ def compile_cubin(source: Source) -> bytes:
         )
     except RuntimeError as error:  # no library to be found
         raise CompileError(f"expected NVRTC to compile with, got: {error}") from error
-    _check(nvrtc, status)
+    _check(status)
     try:
         arguments = [argument.encode() for argument in source.arguments]
         (status,) = nvrtc.nvrtcCompileProgram(program, len(arguments), arguments)
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             raise CompileError(f"expected {source.name} to compile, got: {_log(nvrtc, program)}")
         status, size = nvrtc.nvrtcGetCUBINSize(program)
-        _check(nvrtc, status)
+        _check(status)
         cubin = bytearray(size)
-        _check(nvrtc, *nvrtc.nvrtcGetCUBIN(program, cubin))
+        _check(*nvrtc.nvrtcGetCUBIN(program, cubin))
         return bytes(cubin)
     finally:
         nvrtc.nvrtcDestroyProgram(program)
@@ -100,7 +100,7 @@ def compiler_version() -> str:
     return f"{major}.{minor}"
 
 
-def _check(nvrtc: object, status: object) -> None:
+def _check(status: object) -> None:
     if int(status) != 0:  # type: ignore[call-overload]
         raise CompileError(f"expected NVRTC to succeed, got {status}")
 

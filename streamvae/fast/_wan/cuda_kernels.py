@@ -120,9 +120,7 @@ class _Packed:
         arguments.channel_blocks = shape.channel_blocks
         arguments.frame_blocks = -(-frames // options.block_frames)
         arguments.tiles_x = blocks_x
-        arguments.tiles = (
-            arguments.channel_blocks * arguments.frame_blocks * blocks_x * blocks_y
-        )
+        arguments.tiles = arguments.channel_blocks * arguments.frame_blocks * blocks_x * blocks_y
         arguments.scale = shape.channels**0.5
         arguments.in_slots = slot_table(source.slots)
         # Offsets inside of a frame have 32 bits in the kernel.

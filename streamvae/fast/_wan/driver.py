@@ -195,7 +195,9 @@ class Driver:
             4,
             address,
             (ctypes.c_uint64 * 4)(channels, width, height, slots),
-            (ctypes.c_uint64 * 3)(2 * channels, 2 * channels * width, 2 * channels * width * height),
+            (ctypes.c_uint64 * 3)(
+                2 * channels, 2 * channels * width, 2 * channels * width * height
+            ),
             (ctypes.c_uint32 * 4)(BOX_CHANNELS, *box, 1),
             (ctypes.c_uint32 * 4)(1, 1, 1, 1),
             int(cuda.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE),
@@ -204,7 +206,9 @@ class Driver:
             int(cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
         )
         if status:
-            raise DriverError(f"expected a tensor map of {shape}, boxes of {box}, got error {status}")
+            raise DriverError(
+                f"expected a tensor map of {shape}, boxes of {box}, got error {status}"
+            )
         return tensor_map
 
 

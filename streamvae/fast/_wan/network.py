@@ -14,6 +14,10 @@ from .options import Kind
 from .weights import padded
 
 
+#: Modules of diffusers, whose attributes have no types.
+Untyped = Any
+
+
 class UnsupportedError(ValueError):
     """A decoder that this step cannot rebuild; says what of it."""
 
@@ -130,7 +134,7 @@ def build(decoder: nn.Module, kernels: Kernels) -> Network:
     Raises:
         UnsupportedError: It is something else.
     """
-    return _Builder(kernels).network(cast("Any", decoder))
+    return _Builder(kernels).network(cast("Untyped", decoder))
 
 
 @dataclass(slots=True)
@@ -142,7 +146,7 @@ class _Builder:
     level: int = 0
     rate: int = 1
 
-    def network(self, decoder: Any) -> Network:
+    def network(self, decoder: Untyped) -> Network:
         weight = decoder.conv_in.weight
         conv_in = self.causal(decoder.conv_in)
         middle = decoder.mid_block
@@ -174,7 +178,7 @@ class _Builder:
             2**self.level,
         )
 
-    def up_block(self, up: Any) -> Level:
+    def up_block(self, up: Untyped) -> Level:
         if type(up).__name__ != "WanUpBlock":
             raise UnsupportedError(f"a {type(up).__name__}")
         blocks = tuple(self.block(resnet) for resnet in up.resnets)
@@ -192,7 +196,7 @@ class _Builder:
         self.level += 1
         return Level(blocks, Upsampling(time, space, convolution.weight.shape[0]))
 
-    def block(self, block: Any) -> ResidualBlock:
+    def block(self, block: Untyped) -> ResidualBlock:
         if type(block.nonlinearity) is not nn.SiLU:
             raise UnsupportedError(f"{type(block.nonlinearity).__name__} in place of SiLU")
         shortcut = None
@@ -205,14 +209,14 @@ class _Builder:
         channels = block.conv2.weight.shape[0]
         return ResidualBlock(norm1, conv1, norm2, conv2, shortcut, channels)
 
-    def attention(self, block: Any) -> Attention:
-        def flat(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def attention(self, block: Untyped) -> Attention:
+        def flat(layer: Untyped) -> tuple[torch.Tensor, torch.Tensor]:
             return layer.weight.detach().flatten(1), layer.bias.detach()
 
         return Attention(self.normalization(block.norm), flat(block.to_qkv), flat(block.proj))
 
     def causal(
-        self, layer: Any, kind: Kind = Kind.PLAIN, kernel: tuple[int, int, int] = (3, 3, 3)
+        self, layer: Untyped, kind: Kind = Kind.PLAIN, kernel: tuple[int, int, int] = (3, 3, 3)
     ) -> Causal:
         _expect_kernel(layer, kernel)
         place = self.input(layer.weight.shape[1])
@@ -225,14 +229,14 @@ class _Builder:
         self.inputs.append(place)
         return place
 
-    def normalization(self, norm: Any) -> Normalization:
+    def normalization(self, norm: Untyped) -> Normalization:
         if not isinstance(norm.bias, float) or norm.bias:
             raise UnsupportedError(f"a {type(norm).__name__} with a bias")
         gamma = norm.gamma.detach().flatten()
         return Normalization(gamma.float().contiguous(), self.kernels.norm(gamma))
 
 
-def _expect_kernel(layer: Any, kernel: tuple[int, int, int]) -> None:
+def _expect_kernel(layer: Untyped, kernel: tuple[int, int, int]) -> None:
     unusual = (tuple(layer.stride), tuple(layer.dilation), layer.groups) != ((1,) * 3, (1,) * 3, 1)
     if tuple(layer.kernel_size) != kernel or unusual or layer.bias is None:
         raise UnsupportedError(f"a {layer}")

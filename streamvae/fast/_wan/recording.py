@@ -110,9 +110,7 @@ def options_of(
         frames = 1 if first else count * network.rate
         hidden = torch.empty(network.latent_channels, count, _SIDE, _SIDE, device=meta)
         given = torch.empty(frames, side, side, 3, device=meta, dtype=pixels)
-        chunk = ChunkDecoder(
-            network, histories.inputs[0], kernels.fused_channels, first=first
-        )
+        chunk = ChunkDecoder(network, histories.inputs[0], kernels.fused_channels, first=first)
         with torch.no_grad():
             chunk.decode(hidden.to(network.dtype), given, 1.0)
     return tuple(kernels.options)

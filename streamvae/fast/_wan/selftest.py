@@ -105,7 +105,11 @@ class Case:
         assert isinstance(self.options, ConvOptions)  # noqa: S101  # the caller has seen it
         quantised = self.options.write_norm and dtype == torch.bfloat16
         pixels = torch.empty(
-            self.frames, *self.size, 3, dtype=torch.uint8 if quantised else dtype, device=self._device
+            self.frames,
+            *self.size,
+            3,
+            dtype=torch.uint8 if quantised else dtype,
+            device=self._device,
         )
         kernels.head(self._weight, self._bias)(self._source_frames, pixels, 1.0)
         return Outputs({"levels" if self.options.write_norm else "pixels": pixels})

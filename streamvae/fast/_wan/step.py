@@ -6,7 +6,7 @@ import torch
 
 from .attention import attend
 from .interface import Activation, Convolution, Frames
-from .network import Attention, Causal, Input, Level, Network, Normalization, ResidualBlock
+from .network import Attention, Causal, Input, Network, Normalization, ResidualBlock
 from .options import MAX_FRAMES
 from .pools import HISTORY, CausalInput, FramePool
 
@@ -155,9 +155,7 @@ class ChunkDecoder:
         shape = (count, 2 * height, 2 * width, upsampling.channels)
         larger = x.new_empty(shape)
         reader = self._reader(number + 1, -1)
-        self._convolve(
-            upsampling.space, Frames.of(x), shape, to=Frames.of(larger), reader=reader
-        )
+        self._convolve(upsampling.space, Frames.of(x), shape, to=Frames.of(larger), reader=reader)
         return larger
 
     def _reader(self, number: int, index: int) -> _Reader | None:
