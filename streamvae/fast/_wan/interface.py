@@ -57,8 +57,9 @@ class Convolution(Protocol):
         """Write sums, their activation, or both.
 
         Args:
-            source: The input frames. Where they are fewer than the taps in time want, those
-                missing lie before the beginning, and count as zeros.
+            source: The input frames: as many as are written, and before them one for each further
+                tap in time. Where there are fewer, the earliest taps are left out: a clip's first
+                frame, before which all is zeros, is read alone.
             to: Where sums are written; may be the residual's memory.
             activation: Where their activation is written; of at most ``Kernels.fused_channels``
                 channels.

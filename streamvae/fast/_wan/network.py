@@ -13,7 +13,6 @@ from .interface import Convolution, Head, Kernels, Norm
 from .options import Kind
 from .weights import padded
 
-
 #: Modules of diffusers, whose attributes have no types.
 Untyped = Any
 
