@@ -145,7 +145,7 @@ def test_reference_head() -> None:
 
 @pytest.mark.parametrize("options", SHIPPED.values(), ids=SHIPPED.keys())
 def test_self_test_passes(options: Options) -> None:
-    """The reference passes the self-test of each specialisation, which launches that and no other."""
+    """The reference passes each specialisation's self-test, which launches that and no other."""
     check(ReferenceKernels(), CPU, options, (3, 5))
     recording = RecordingKernels()
     Case(options, CPU, (3, 5)).run(recording, torch.bfloat16)

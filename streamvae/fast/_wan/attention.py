@@ -23,7 +23,7 @@ def attend(block: Attention, x: torch.Tensor) -> None:
     channels = x.shape[-1]
     for frame, given in zip(x.view(x.shape[0], -1, channels), normed, strict=True):
         qkv = functional.linear(given.view(-1, channels), *block.qkv)
-        query, key, value = qkv.split(channels, 1)
+        query, key, value = qkv.chunk(3, 1)
         query = query * channels**-0.5
         pixels = query.shape[0]
         blocks = -(-pixels * pixels * x.element_size() // _SCORE_BYTES)

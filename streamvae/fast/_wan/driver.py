@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, SupportsInt, cast
 
 import torch
 
@@ -217,7 +217,7 @@ def _bindings() -> ModuleType:
         from cuda.bindings import driver
     except ImportError as error:
         raise DriverError(f"expected cuda-bindings to be installed, got: {error}") from error
-    return driver
+    return cast("ModuleType", driver)
 
 
 class _Encoder(Protocol):
@@ -228,7 +228,7 @@ def _tensor_map_encoder(cuda: ModuleType) -> _Encoder:
     """Give ``cuTensorMapEncodeTiled``, which is in the driver since CUDA 12.0."""
     flags = cuda.CUdriverProcAddress_flags.CU_GET_PROC_ADDRESS_DEFAULT
     found = cuda.cuGetProcAddress(b"cuTensorMapEncodeTiled", 12000, flags)
-    address = int(_checked(found[:2]) or 0)
+    address = int(_checked(found[:2]))
     if not address:
         raise DriverError("expected a driver of CUDA 12 or later, got one without tensor maps")
     pointer, u32, status = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int
@@ -238,13 +238,13 @@ def _tensor_map_encoder(cuda: ModuleType) -> _Encoder:
     return prototype(address)
 
 
-def _checked(result: Sequence[object]) -> object:
+def _checked(result: Sequence[SupportsInt]) -> SupportsInt:
     """Give what a call of the bindings returns beside its status.
 
     Raises:
         DriverError: Naming the status.
     """
     status, *values = result
-    if int(status) != 0:  # type: ignore[call-overload]
+    if int(status) != 0:
         raise DriverError(f"expected the driver to succeed, got {getattr(status, 'name', status)}")
-    return values[0] if values else None
+    return values[0] if values else 0

@@ -60,10 +60,11 @@ class _Weights:
         weight = self.weight[:, :, -taps:]
         given = given[..., : weight.shape[1]].permute(3, 0, 1, 2)[None]
         padding = (0, weight.shape[3] // 2, weight.shape[4] // 2)
-        sums = functional.conv3d(given, weight, self.bias, padding=padding)[0].permute(1, 2, 3, 0)
+        sums = functional.conv3d(given, weight, self.bias, padding=padding)[0]
+        sums = sums.permute(1, 2, 3, 0).contiguous()
         if self.kind is not Kind.DOUBLE_TIME:
             return sums
-        halves = sums.unflatten(-1, (2, -1)).movedim(-2, 1)
+        halves = sums.view(*sums.shape[:3], 2, -1).movedim(-2, 1)
         return halves.flatten(0, 1)
 
     def _upsampled(self, given: torch.Tensor) -> torch.Tensor:
@@ -114,7 +115,8 @@ class _Norm:
 
 
 def _normed(sums: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
-    return functional.normalize(sums, dim=-1) * sums.shape[-1] ** 0.5 * gamma
+    scale: float = sums.shape[-1] ** 0.5
+    return functional.normalize(sums, dim=-1) * scale * gamma
 
 
 def _write(to: Frames, frames: torch.Tensor) -> None:

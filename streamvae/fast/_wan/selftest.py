@@ -79,9 +79,9 @@ class Case:
         """Launch it, with outputs of ``dtype`` (pixels: uint8 if those are what is written)."""
         options = self.options
         if isinstance(options, NormOptions):
-            to = self._poisoned(dtype, self.frames, options.channels, self.size)
-            kernels.norm(self._gamma)(self._source, to, silu=options.silu)
-            return Outputs({"norm": to.memory})
+            normed = self._poisoned(dtype, self.frames, options.channels, self.size)
+            kernels.norm(self._gamma)(self._source, normed, silu=options.silu)
+            return Outputs({"norm": normed.memory})
         if options.kind is Kind.HEAD:
             return self._run_head(kernels, dtype)
         layer = kernels.convolution(options.kind, self._weight, self._bias)
@@ -89,7 +89,8 @@ class Case:
         scale = 2 if options.kind is Kind.UPSAMPLE else 1
         size = (self.size[0] * scale, self.size[1] * scale)
         outputs = {}
-        to, activation = None, None
+        to: Frames | None = None
+        activation: Activation | None = None
         if options.write_sum:
             to = self._poisoned(dtype, written, self._channels, size)
             outputs["sum"] = to.memory

@@ -137,6 +137,7 @@ class ChunkDecoder:
             source, x = Frames.of(x), x.new_empty(shape)
             block.shortcut(source, to=Frames.of(x))
         is_last = reader is not None and reader[1] == self._network.head_input
+        to: Frames | None
         if time is not None:
             to = self._inputs[time.index].begin(shape[0])
         else:
