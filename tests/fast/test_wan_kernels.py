@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
+import re
 
 import pytest
 import torch
 from torch.nn import functional
 
+from streamvae.fast._wan.compiler import KERNELS
 from streamvae.fast._wan.conv_shape import ConvShape
 from streamvae.fast._wan.cubins import MANIFEST
+from streamvae.fast._wan.driver import ConvArguments, NormArguments
 from streamvae.fast._wan.interface import Activation, Convolution, Frames
 from streamvae.fast._wan.options import (
     MAX_FRAMES,
@@ -212,6 +216,26 @@ def test_calls_that_do_not_fit() -> None:
         source = Frames.of(torch.empty(frames, 1, 1, channels))
         with pytest.raises(ValueError, match="expected 2 to 4 frames of 32 channels"):
             shape.options(source, 2, **flags)
+
+
+@pytest.mark.parametrize(
+    ("source", "structure"), [("causal_conv.cu", ConvArguments), ("rms_norm.cu", NormArguments)]
+)
+def test_arguments_are_the_kernels_own(source: str, structure: type[ctypes.Structure]) -> None:
+    """Arguments have the fields of the kernel's structure, in its order, in the same types."""
+    text = (KERNELS / source).read_text()
+    body = re.search(r"struct Arguments \{\n(.*?)\n\};", text, re.DOTALL).group(1)
+    body = re.sub(r"//.*", "", body)
+    found = []
+    for declaration in filter(None, map(str.strip, body.split(";"))):
+        kind, names = re.fullmatch(r"((?:const )?\w+\*?) (.*)", declaration).groups()
+        ctype = {"u32": ctypes.c_uint, "int": ctypes.c_int, "float": ctypes.c_float}.get(kind)
+        for name in names.split(", "):
+            table = name.endswith("[kMaxFrames]")
+            wanted = ctypes.c_int * MAX_FRAMES if table else ctype or ctypes.c_void_p
+            found.append((name.removesuffix("[kMaxFrames]"), wanted))
+    assert found == list(structure._fields_)
+    assert f"kMaxFrames = {MAX_FRAMES};" in text
 
 
 def test_cubins_are_of_their_sources() -> None:

@@ -70,10 +70,10 @@ class NormArguments(ctypes.Structure):
 
 
 def slot_table(slots: Sequence[int]) -> ctypes.Array[ctypes.c_int]:
-    """Give slots as arguments have them; the rest repeats the last."""
+    """Give slots as arguments have them."""
     if not 0 < len(slots) <= MAX_FRAMES:
         raise ValueError(f"expected 1 to {MAX_FRAMES} frames, got {len(slots)}")
-    return _SlotTable(*slots, *[slots[-1]] * (MAX_FRAMES - len(slots)))
+    return _SlotTable(*slots)
 
 
 class TensorMap:

@@ -64,7 +64,7 @@ class Case:
         self.options = options
         self.size = size
         self._device = device
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator(device).manual_seed(seed)
         #: Odd, so that blocks of one frame are chosen; else two blocks of frames or three.
         self.frames = 3
         if isinstance(options, NormOptions):
@@ -75,8 +75,14 @@ class Case:
             self.frames = {2: 6, 4: 8}[options.block_frames]
         self._convolution(options)
 
-    def run(self, kernels: Kernels, dtype: torch.dtype) -> Outputs:
-        """Launch it, with outputs of ``dtype`` (pixels: uint8 if those are what is written)."""
+    def run(self, kernels: Kernels, dtype: torch.dtype, *, in_place: bool = False) -> Outputs:
+        """Launch it.
+
+        Args:
+            kernels: Whose.
+            dtype: Of outputs; pixels are uint8 if those are what is written.
+            in_place: Write sums over the residual.
+        """
         options = self.options
         if isinstance(options, NormOptions):
             normed = self._poisoned(dtype, self.frames, options.channels, self.size)
@@ -91,15 +97,20 @@ class Case:
         outputs = {}
         to: Frames | None = None
         activation: Activation | None = None
-        if options.write_sum:
+        residual = self._residual
+        if in_place and residual is not None:
+            residual = residual.to(dtype, copy=True)
+            to = Frames.of(residual)
+        elif options.write_sum:
             to = self._poisoned(dtype, written, self._channels, size)
+        if to is not None:
             outputs["sum"] = to.memory
         if options.write_norm:
             activation = Activation(
                 self._gamma, self._poisoned(dtype, written, self._channels, size)
             )
             outputs["norm"] = activation.to.memory
-        layer(self._source_frames, to=to, activation=activation, residual=self._residual)
+        layer(self._source_frames, to=to, activation=activation, residual=residual)
         return Outputs(outputs)
 
     def _run_head(self, kernels: Kernels, dtype: torch.dtype) -> Outputs:
@@ -138,8 +149,8 @@ class Case:
         self._residual = self._noise(*shape) if options.residual else None
 
     def _noise(self, *shape: int) -> torch.Tensor:
-        noise = torch.randn(shape, generator=self._generator)
-        return noise.to(self._device, torch.bfloat16)
+        noise = torch.randn(shape, generator=self._generator, device=self._device)
+        return noise.bfloat16()
 
     def _poisoned(
         self, dtype: torch.dtype, frames: int, channels: int, size: tuple[int, int]
@@ -170,8 +181,14 @@ def check(
         SelfTestError: Some are wrong, or written where nothing should be.
     """
     case = Case(options, device, size)
-    given = case.run(kernels, torch.bfloat16)
-    expected = case.run(ReferenceKernels(torch.float64), torch.float64)
+    if isinstance(options, ConvOptions) and options.residual and options.write_sum:
+        _compare(case, kernels, in_place=True)
+    return _compare(case, kernels, in_place=False)
+
+
+def _compare(case: Case, kernels: Kernels, *, in_place: bool) -> Outputs:
+    given = case.run(kernels, torch.bfloat16, in_place=in_place)
+    expected = case.run(ReferenceKernels(torch.float64), torch.float64, in_place=in_place)
     for name, right in expected.tensors.items():
         mine = given.tensors[name].double()
         if name == "levels":
@@ -185,8 +202,8 @@ def check(
         if count:
             worst = float((mine - right).abs().nan_to_num(float("inf")).max())
             raise SelfTestError(
-                f"expected {options.name} to be right, got {count} of {wrong.numel()} elements of "
-                f"its {name} wrong, by up to {worst:.3g}"
+                f"expected {case.options.name} to be right, got {count} of {wrong.numel()} "
+                f"elements of its {name} wrong, by up to {worst:.3g}"
             )
     return given
 
