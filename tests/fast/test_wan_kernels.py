@@ -14,6 +14,7 @@ from torch.nn import functional
 from streamvae.fast._wan.compiler import KERNELS
 from streamvae.fast._wan.conv_shape import ConvShape
 from streamvae.fast._wan.cubins import MANIFEST
+from streamvae.fast._wan.cuda_kernels import CudaKernels
 from streamvae.fast._wan.driver import ConvArguments, NormArguments
 from streamvae.fast._wan.interface import Activation, Convolution, Frames
 from streamvae.fast._wan.options import (
@@ -29,6 +30,7 @@ from streamvae.fast._wan.recording import RecordingKernels
 from streamvae.fast._wan.reference import ReferenceKernels
 from streamvae.fast._wan.selftest import Case, SelfTestError, check
 from streamvae.fast._wan.weights import pack, phase_weights, unpack
+from tests.fast.emulator import EmulatedDriver
 from tools.build_kernels import shipped_options, stale
 
 CPU = torch.device("cpu")
@@ -154,6 +156,12 @@ def test_self_test_passes(options: Options) -> None:
     recording = RecordingKernels()
     Case(options, CPU, (3, 5)).run(recording, torch.bfloat16)
     assert list(recording.options) == [options]
+
+
+@pytest.mark.parametrize("options", SHIPPED.values(), ids=SHIPPED.keys())
+def test_launches_are_right(options: Options) -> None:
+    """What a kernel finds at the addresses of its arguments gives every element, all taps."""
+    check(CudaKernels(CPU, EmulatedDriver(SHIPPED)), CPU, options, (9, 17))
 
 
 class _OneWrong(ReferenceKernels):

@@ -50,9 +50,14 @@ Fingerprint = Callable[[nn.Module], Hashable]
 def weights_version(module: nn.Module) -> Hashable:
     """Tell weights by where they lie and how often they were written to."""
     return tuple(
-        (weight.data_ptr(), weight._version, weight.dtype, tuple(weight.shape))
+        (weight.data_ptr(), _writes(weight), weight.dtype, tuple(weight.shape))
         for weight in module.parameters()
     )
+
+
+def _writes(weight: torch.Tensor) -> int:
+    """Writes so far; those to weights made in inference mode are not counted."""
+    return 0 if weight.is_inference() else weight._version
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ class CudaKernels:
 
     Args:
         device: With an index.
+        driver: In place of the device's; for tests.
 
     Attributes:
         max_blocks: Of a convolution; blocks stay and take several tiles.
@@ -38,9 +39,9 @@ class CudaKernels:
 
     fused_channels = FUSED_CHANNELS
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, driver: Driver | None = None) -> None:
         self.device = device
-        self.driver = Driver(device)
+        self.driver = driver or Driver(device)
         self.max_blocks = self.driver.multiprocessors
         self._functions: dict[Options, Function] = {}
         self._loading = threading.Lock()
@@ -132,7 +133,7 @@ class _Packed:
         residual_map = source_map
         if options.residual:
             shape_of = (frames, height, width, shape.channels)
-            residual_map = driver.tensor_map(arguments.residual, shape_of, _TILE)
+            residual_map = driver.map_at(arguments.residual, shape_of, _TILE)
         driver.launch(
             function,
             (min(kernels.max_blocks, arguments.tiles), 1),

@@ -125,8 +125,8 @@ class Driver:
         properties = torch.cuda.get_device_properties(device)
         self.multiprocessors: int = properties.multi_processor_count
         self._encode_tiled = _tensor_map_encoder(self._cuda)
-        #: Maps are functions of their arguments alone: one of memory that is gone does no harm.
-        self.tensor_map = functools.lru_cache(maxsize=1024)(self._tensor_map)
+        # Maps are functions of their arguments alone: one of memory that is gone does no harm.
+        self._tensor_map = functools.lru_cache(maxsize=1024)(self._encode)
 
     def load(self, cubin: bytes, function: str, shared_memory: int) -> Function:
         """Load a kernel on this device.
@@ -183,9 +183,13 @@ class Driver:
             memory: The frames.
             box: Pixels in x and y.
         """
-        return self.tensor_map(memory.data_ptr(), tuple(memory.shape), box)
+        return self.map_at(memory.data_ptr(), tuple(memory.shape), box)
 
-    def _tensor_map(self, address: int, shape: tuple[int, ...], box: tuple[int, int]) -> TensorMap:
+    def map_at(self, address: int, shape: tuple[int, ...], box: tuple[int, int]) -> TensorMap:
+        """Give the map of frames that lie at an address."""
+        return self._tensor_map(address, shape, box)
+
+    def _encode(self, address: int, shape: tuple[int, ...], box: tuple[int, int]) -> TensorMap:
         cuda = self._cuda
         slots, height, width, channels = shape
         tensor_map = TensorMap()
@@ -226,7 +230,7 @@ class _Encoder(Protocol):
 
 def _tensor_map_encoder(cuda: ModuleType) -> _Encoder:
     """Give ``cuTensorMapEncodeTiled``, which is in the driver since CUDA 12.0."""
-    flags = cuda.CUdriverProcAddress_flags.CU_GET_PROC_ADDRESS_DEFAULT
+    flags = int(cuda.CUdriverProcAddress_flags.CU_GET_PROC_ADDRESS_DEFAULT)
     found = cuda.cuGetProcAddress(b"cuTensorMapEncodeTiled", 12000, flags)
     address = int(_checked(found[:2]))
     if not address:
