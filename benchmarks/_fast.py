@@ -18,10 +18,10 @@ from streamvae.codecs import WalkingCodec, codec_for
 from streamvae.fast import FusedWan
 from streamvae.fast._fastvae import fused
 from streamvae.fast._wan import StepCodec, step_codec
-from streamvae.fast._wan.codec import weights_version
 from streamvae.fast._wan.cuda_kernels import CudaKernels
 from streamvae.fast._wan.interface import Convolution, Head, Kernels, Norm
 from streamvae.fast._wan.network import build
+from streamvae.fast._wan.networks import weights_version
 from streamvae.fast._wan.options import Kind
 from streamvae.fast._wan.recording import options_of
 from streamvae.fast._wan.selftest import SelfTestError, check

@@ -301,6 +301,21 @@ def test_not_for_these(codec: Callable[[], Codec], device: torch.device, why: st
     assert (why in reason) if why else reason == ""
 
 
+def test_falls_back() -> None:
+    """Where kernels turn out not to be had, diffusers' decoder runs, and it is said."""
+    vae = tiny.wan21()
+    latents = noise(1, 4, 4, 3, 2)
+    codec = StepCodec(vae, AutoencoderKLWan)
+    assert codec.step_name == "fused kernels"
+    assert torch.equal(walk(codec, latents, 1, "fast"), whole_by_chunks(vae, latents))
+    assert codec.step_name.startswith("eager (expected")
+
+
+def whole_by_chunks(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """What diffusers' decoder gives, a chunk at a time."""
+    return walk(codec_for(vae), latents, 1, "exact")
+
+
 def test_pool() -> None:
     """A pool that runs dry says so by raising, and the zeros are nobody's to give."""
     pool = FramePool((2, 3, 4), 1, 1, torch.empty(0))

@@ -4,6 +4,7 @@ Here live the kernels (``kernels/*.cu``), how they are compiled, loaded and laun
 same in torch, and the step over them. It may know codecs; only `streamvae.fast` comes in.
 """
 
-from .codec import STEP, StepCodec, step_codec
+from .codec import StepCodec, step_codec
+from .obstacles import STEP
 
 __all__ = ["STEP", "StepCodec", "step_codec"]

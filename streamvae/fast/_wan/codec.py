@@ -2,134 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-import threading
-import weakref
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from importlib.util import find_spec
+from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from streamvae._errors import UsageError
 from streamvae.abc import Codec
 from streamvae.codecs import CachedCausal, Walk
 
-from .compiler import CompileError
-from .cuda_kernels import CudaKernels
-from .driver import DriverError
 from .interface import Kernels
-from .network import Network, UnsupportedError, build
-from .recording import RecordingKernels, options_of
+from .networks import FAILURES, LATENTS, Fingerprint, Rebuilt, networks, weights_version
+from .obstacles import STEP, missing_support, obstacle
 from .reference import ReferenceKernels
-from .selftest import SelfTestError, check_all
 from .step import ChunkDecoder, Histories, most_latents
-from .weights import CHUNK
-
-_log = logging.getLogger(__name__)
-
-#: What `StepCodec` is called in ``info.step``.
-STEP = "fused kernels"
-#: Of the cards that it runs on.
-CAPABILITY = (9, 0)
-#: What may keep a card from this step.
-_FAILURES = (CompileError, DriverError, SelfTestError, UnsupportedError)
-#: Latents decoded at a time, of a longer chunk.
-_LATENTS = 1
-
-#: Whose modules are what their weights say; others (LoRA's, quantised ones) hide some of it.
-_KNOWN = {"diffusers", "torch"}
-
-#: Tells one state of a module's weights from another.
-Fingerprint = Callable[[nn.Module], Hashable]
-
-
-def weights_version(module: nn.Module) -> Hashable:
-    """Tell weights by where they lie and how often they were written to."""
-    return tuple(
-        (weight.data_ptr(), _writes(weight), weight.dtype, tuple(weight.shape))
-        for weight in module.parameters()
-    )
-
-
-def _writes(weight: torch.Tensor) -> int:
-    """Writes so far; those to weights made in inference mode are not counted."""
-    return 0 if weight.is_inference() else weight._version
-
-
-@dataclass(frozen=True, slots=True)
-class _Built:
-    fingerprint: Hashable
-    kernels: Kernels
-    network: Network
-
-
-class _Networks:
-    """Rebuilt decoders, each once for its module and device, as long as the module lives."""
-
-    def __init__(self) -> None:
-        self._built: weakref.WeakKeyDictionary[nn.Module, dict[object, _Built]] = (
-            weakref.WeakKeyDictionary()
-        )
-        self._kernels: dict[torch.device, CudaKernels | Exception] = {}
-        self._checked: set[tuple[torch.device, Hashable]] = set()
-        self._lock = threading.Lock()
-
-    def get(
-        self,
-        module: nn.Module,
-        device: torch.device,
-        kernels: Kernels | None,
-        fingerprint: Fingerprint,
-    ) -> _Built:
-        """Give the rebuilt decoder of ``module``, again if its weights are others now.
-
-        Raises:
-            CompileError: Kernels are not to be had.
-            DriverError: The card or its driver do not take them.
-            SelfTestError: They are wrong on this card.
-            UnsupportedError: It cannot be rebuilt.
-        """
-        decoder = cast("nn.Module", module.decoder)
-        with self._lock:
-            kept = self._built.setdefault(module, {})
-            key = (device, id(kernels))
-            now = fingerprint(decoder)
-            built = kept.get(key)
-            if built is None or built.fingerprint != now:
-                using = kernels if kernels is not None else self._cuda(device, decoder)
-                kept.pop(key, None)  # two sets of images need not fit
-                built = kept[key] = _Built(now, using, build(decoder, using))
-                if device.type == "cuda":  # other streams may use the images
-                    torch.cuda.current_stream(device).synchronize()
-            return built
-
-    def _cuda(self, device: torch.device, decoder: nn.Module) -> CudaKernels:
-        """Kernels on a card, loaded and checked; a failure is remembered."""
-        found = self._kernels.get(device)
-        if isinstance(found, Exception):
-            raise found.with_traceback(None)
-        try:
-            kernels = found or CudaKernels(device)
-            every = options_of(decoder, _LATENTS)
-            missing = [options for options in every if (device, options) not in self._checked]
-            kernels.load(missing)
-            check_all(kernels, missing)
-        except UnsupportedError:
-            raise
-        except _FAILURES as error:
-            self._kernels[device] = error
-            _log.warning("the fused kernels cannot be used: %s", error)
-            raise
-        self._kernels[device] = kernels
-        self._checked.update((device, options) for options in missing)
-        return kernels
-
-
-_networks = _Networks()
 
 
 class StepCodec(CachedCausal):
@@ -173,11 +60,11 @@ class StepCodec(CachedCausal):
         """See `WalkingCodec.walk`."""
         return _StepWalk(self)
 
-    def start(self, device: torch.device) -> _Built | None:
+    def start(self, device: torch.device) -> Rebuilt | None:
         """Give the rebuilt decoder; None if there is none, and diffusers' has to do."""
         try:
-            return _networks.get(self.module, device, self._kernels, self._fingerprint)
-        except _FAILURES as error:
+            return networks.get(self.module, device, self._kernels, self._fingerprint)
+        except FAILURES as error:
             self._failure = str(error)
             return None
 
@@ -196,7 +83,7 @@ class _StepWalk:
 
     def __init__(self, codec: StepCodec) -> None:
         self._codec = codec
-        self._built: _Built | None = None
+        self._built: Rebuilt | None = None
         self._histories: Histories | None = None
         self._fallback: Walk | None = None
 
@@ -214,7 +101,7 @@ class _StepWalk:
         network = self._built.network
         if self._histories is None:
             size = (latents.shape[3], latents.shape[4])
-            chunk = min(_LATENTS, most_latents(network))
+            chunk = min(LATENTS, most_latents(network))
             self._histories = Histories(network, latents.shape[0], size, chunk, latents.device)
         return self._decode(latents, self._histories, first=first)
 
@@ -226,8 +113,8 @@ class _StepWalk:
         pixels = latents.new_empty(batch, count * rate, height * scale, width * scale, 3)
         for clip, inputs in enumerate(histories.inputs):
             decoder = ChunkDecoder(network, inputs, kernels.fused_channels, first=first)
-            for start in range(0, count, _LATENTS):
-                stop = min(start + _LATENTS, count)
+            for start in range(0, count, LATENTS):
+                stop = min(start + LATENTS, count)
                 hidden = latents[clip, :, start:stop]
                 # Not clamped: tiles are, after they have been blended.
                 decoder.decode(hidden, pixels[clip, start * rate : stop * rate], float("inf"))
@@ -265,58 +152,9 @@ def step_codec(
         return codec
     if type(codec) is not CachedCausal or codec.family != "AutoencoderKLWan":
         return ""
-    reason = _obstacle(codec) or ("" if reference else _missing(codec, device))
+    reason = obstacle(codec) or ("" if reference else missing_support(codec, device))
     if reason:
         return reason
     kernels = ReferenceKernels() if reference else None
     base = codec._made_of[0]
     return StepCodec(codec.module, *base, kernels=kernels, fingerprint=fingerprint)
-
-
-def _obstacle(codec: CachedCausal) -> str:
-    """What of an autoencoder would be lost, when only its decoder's weights are read."""
-    hooks = {"_hf_hook", "_diffusers_hook"}
-    if any(hooks & vars(part).keys() for part in codec.module.modules()):
-        return f"{STEP} would keep weights where a hook moves them away"
-    passed_over = next(filter(None, map(_passed_over, codec.vae.decoder.modules())), "")
-    if passed_over:
-        return f"{STEP} would pass over {passed_over}"
-    dtypes = {weight.dtype for weight in codec.vae.decoder.parameters()}
-    if len(dtypes) > 1 or not codec.dtype.is_floating_point:
-        return f"{STEP} need weights of one dtype, not {', '.join(sorted(map(str, dtypes)))}"
-    try:
-        build(codec.vae.decoder, RecordingKernels())
-    except UnsupportedError as error:
-        return f"{STEP} do not know {error}"
-    return ""
-
-
-def _passed_over(part: nn.Module) -> str:
-    kind = type(part)
-    if kind.__module__.partition(".")[0] not in _KNOWN or hasattr(part, "_orig_mod"):
-        return f"{kind.__name__} in the decoder"
-    if parametrize.is_parametrized(part):
-        return f"the parametrised weights of a {kind.__name__}"
-    if part._forward_hooks or part._forward_pre_hooks:
-        return f"the hooks of a {kind.__name__}"
-    return ""
-
-
-def _missing(codec: CachedCausal, device: torch.device) -> str:
-    """What keeps the kernels from running on a device, or with these weights."""
-    if device.type != "cuda":
-        return f"{STEP} need CUDA, this is {device.type}"
-    if codec.dtype != torch.bfloat16:
-        name = str(codec.dtype).removeprefix("torch.")
-        return f"{STEP} compute in bfloat16, the weights are {name}"
-    decoder = codec.vae.decoder
-    widths = {part.out_channels for part in decoder.modules() if isinstance(part, nn.Conv3d)}
-    odd = sorted(width for width in widths - {3} if width % CHUNK)
-    if odd:
-        return f"{STEP} take channels by {CHUNK}, this decoder has {odd[0]}"
-    if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
-        return f"{STEP} are launched by cuda-bindings, which are not installed"
-    capability = torch.cuda.get_device_capability(device)
-    if capability != CAPABILITY:
-        return f"{STEP} are for compute capability 9.0, this is {capability[0]}.{capability[1]}"
-    return ""

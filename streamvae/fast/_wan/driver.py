@@ -116,12 +116,14 @@ class Driver:
         device: With an index.
 
     Raises:
-        DriverError: cuda-bindings are missing or find no driver.
+        DriverError: cuda-bindings or the device are missing.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._cuda = _bindings()
+        if not torch.cuda.is_available():
+            raise DriverError(f"expected {device} to be there, got a torch without CUDA devices")
         properties = torch.cuda.get_device_properties(device)
         self.multiprocessors: int = properties.multi_processor_count
         self._encode_tiled = _tensor_map_encoder(self._cuda)
