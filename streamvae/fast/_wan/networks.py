@@ -1,0 +1,119 @@
+"""Rebuilt decoders, shared by all streams over one autoencoder, and kernels, by all of a device."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import nn
+
+from .compiler import CompileError
+from .cuda_kernels import CudaKernels
+from .driver import DriverError
+from .interface import Kernels
+from .network import Network, UnsupportedError, build
+from .recording import options_of
+from .selftest import SelfTestError, check_all
+
+_log = logging.getLogger(__name__)
+
+#: What may keep a decoder from being rebuilt, or a card from these kernels.
+FAILURES = (CompileError, DriverError, SelfTestError, UnsupportedError)
+#: Latents decoded at a time, of a longer chunk: more take more memory, and as long each.
+LATENTS = 1
+
+#: Tells one state of a module's weights from another.
+Fingerprint = Callable[[nn.Module], Hashable]
+
+
+def weights_version(module: nn.Module) -> Hashable:
+    """Tell weights by where they lie and how often they were written to."""
+    return tuple(
+        (weight.data_ptr(), _writes(weight), weight.dtype, tuple(weight.shape))
+        for weight in module.parameters()
+    )
+
+
+def _writes(weight: torch.Tensor) -> int:
+    """Writes so far; those to weights made in inference mode are not counted."""
+    return 0 if weight.is_inference() else weight._version
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """A decoder rebuilt, the kernels that launch it, and the weights it is of."""
+
+    fingerprint: Hashable
+    kernels: Kernels
+    network: Network
+
+
+class _Networks:
+    """Rebuilt decoders, each once for its module and device, as long as the module lives."""
+
+    def __init__(self) -> None:
+        self._built: weakref.WeakKeyDictionary[nn.Module, dict[object, Rebuilt]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._kernels: dict[torch.device, CudaKernels | Exception] = {}
+        self._checked: set[tuple[torch.device, Hashable]] = set()
+        self._lock = threading.Lock()
+
+    def get(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        kernels: Kernels | None,
+        fingerprint: Fingerprint,
+    ) -> Rebuilt:
+        """Give the rebuilt decoder of ``module``, again if its weights are others now.
+
+        Raises:
+            CompileError: Kernels are not to be had.
+            DriverError: The card or its driver do not take them.
+            SelfTestError: They are wrong on this card.
+            UnsupportedError: It cannot be rebuilt.
+        """
+        decoder = cast("nn.Module", module.decoder)
+        with self._lock:
+            kept = self._built.setdefault(module, {})
+            key = (device, id(kernels))
+            now = fingerprint(decoder)
+            built = kept.get(key)
+            if built is None or built.fingerprint != now:
+                using = kernels if kernels is not None else self._cuda(device, decoder)
+                kept.pop(key, None)  # two sets of images need not fit
+                built = kept[key] = Rebuilt(now, using, build(decoder, using))
+                if device.type == "cuda":  # other streams may use the images
+                    torch.cuda.current_stream(device).synchronize()
+            return built
+
+    def _cuda(self, device: torch.device, decoder: nn.Module) -> CudaKernels:
+        """Kernels on a card, loaded and checked; a failure is remembered."""
+        found = self._kernels.get(device)
+        if isinstance(found, Exception):
+            raise found.with_traceback(None)
+        try:
+            kernels = found or CudaKernels(device)
+            every = options_of(decoder, LATENTS)
+            missing = [options for options in every if (device, options) not in self._checked]
+            kernels.load(missing)
+            check_all(kernels, missing)
+        except UnsupportedError:
+            raise
+        except FAILURES as error:
+            self._kernels[device] = error
+            _log.warning("the fused kernels cannot be used: %s", error)
+            raise
+        self._kernels[device] = kernels
+        self._checked.update((device, options) for options in missing)
+        return kernels
+
+
+#: Of this process.
+networks = _Networks()
