@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar
 import anyio
 
 from ._bands import Joiner
+from ._caller import ThreadState
 from ._chunks import Array, Frame, StreamInfo
 from ._collect import Collector
 from ._errors import ClosedError, SinkTimeout, UsageError
@@ -128,10 +129,13 @@ def stream_decode(
         call=call or {},
         backend=backend,
     )
+    caller = ThreadState.capture()
     opened = open_latents(latents, mark=mark if backend is None else backend.mark)
     weights = mark_weights(source)
     identified = Identification(latents, source, options, weights)
-    return FrameStream(lambda: Supervisor(opened, source, options, weights, identified))
+    return FrameStream(
+        lambda: Supervisor(opened, source, options, weights, identified, caller), caller
+    )
 
 
 class FrameStream:
@@ -143,8 +147,9 @@ class FrameStream:
     with``, tasks, files and the decoder's state are given back before the block is left.
     """
 
-    def __init__(self, supervise: Callable[[], Supervisor]) -> None:
+    def __init__(self, supervise: Callable[[], Supervisor], caller: ThreadState) -> None:
         self._supervise = supervise
+        self._caller = caller
         self._run: _Run | None = None
         self._unwatched = False
         self._dropped: weakref.finalize[[], FrameStream]  # made with _run

@@ -160,7 +160,7 @@ _SWITCHES: tuple[Callable[[], object], ...] = (
     lambda: torch.backends.cudnn.allow_tf32,
     torch.get_float32_matmul_precision,
     torch.are_deterministic_algorithms_enabled,
-    lambda: torch.is_autocast_enabled("cuda"),
+    lambda: torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
     lambda: torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
     lambda: torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
 )
