@@ -76,11 +76,10 @@ class ThreadState:
         """What loading weights takes of it: where "cuda" is."""
         return ThreadState(place=self.place)
 
-
     def enter(self) -> contextlib.ExitStack:
-        """Give the calling thread this state until what comes back is closed.
+        """Give the calling thread, one of ours, this state until what comes back is closed.
 
-        torch's number of threads stays: this is for threads of ours.
+        torch's number of threads stays.
         """
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
@@ -119,11 +118,12 @@ class CallerContext:
 
     def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``call`` on this thread as if its caller had."""
-        return self._context.run(self._entered, call, *args, **kwargs)
 
-    def _entered(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._state.enter():
-            return call(*args, **kwargs)
+        def entered() -> T:
+            with self._state.enter():
+                return call(*args, **kwargs)
+
+        return self._context.run(entered)
 
 
 #: Of the caller of the stream whose task one is in.

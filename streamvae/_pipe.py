@@ -41,9 +41,10 @@ def stream_pipeline(
 
     The frames are those of ``pipe(**call)``. Nothing starts before ``async with`` is entered or the
     first frame is asked for. The pipeline then runs on a thread of its own, in the world of this
-    call as `stream_decode` has it, and ``info`` is there when the latents are. A stream that is left meanwhile halts it: it ends with the step that it is in,
-    and only then is `FrameStream.aclose` done, since until then ``pipe`` is in use. Some pipelines
-    of diffusers have no way to be halted and run to their end. Streams of one pipeline take turns.
+    call as `stream_decode` carries it, and ``info`` is there when the latents are. A stream that is
+    left meanwhile halts it: it ends with the step that it is in, and only then is
+    `FrameStream.aclose` done, since until then ``pipe`` is in use. Some pipelines of diffusers have
+    no way to be halted and run to their end. Streams of one pipeline take turns.
 
     Args:
         pipe: A diffusers pipeline of those that `stream_decode` knows, with its autoencoder.
@@ -95,6 +96,4 @@ def stream_pipeline(
     caller = ThreadState.capture()
     latents = PipelineSource(pipe, call, mark if backend is None else backend.mark)
     weights = mark_weights(pipe)
-    return FrameStream(
-        lambda: Supervisor(latents, pipe, options, weights, caller=caller), caller
-    )
+    return FrameStream(lambda: Supervisor(latents, pipe, options, weights, caller=caller), caller)

@@ -114,11 +114,11 @@ class Recipe:
 
     def _run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run what is not ours (autoencoder, pipeline's steps, transform) in the caller's world."""
-        return call(*args, **kwargs) if self.caller is None else self.caller.run(call, *args, **kwargs)
+        return (
+            call(*args, **kwargs) if self.caller is None else self.caller.run(call, *args, **kwargs)
+        )
 
-    def _decoded(
-        self, pieces: tuple[torch.Tensor, ...], band: Band | None
-    ) -> torch.Tensor | None:
+    def _decoded(self, pieces: tuple[torch.Tensor, ...], band: Band | None) -> torch.Tensor | None:
         if band is not None and band.rows.start:
             return self._next(band)
         latents = self._prepared(pieces)

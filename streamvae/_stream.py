@@ -65,6 +65,11 @@ def stream_decode(
     The frames are those of ``vae.decode(latents)``, bit for bit in exact mode. Nothing is loaded,
     opened or started before ``async with`` is entered or the first frame is asked for.
 
+    What is yours and runs on threads of ours (iterables of latents, transforms, sinks, your
+    autoencoder) runs as if called from here: with the autocast, torch's modes, CUDA device and
+    current stream of this call, and in a copy of the context (``contextvars``) of whoever starts
+    the stream. So under ``torch.autocast`` frames are what ``vae.decode`` gives under it.
+
     Args:
         latents: A tensor or numpy array (video (B, C, T, h, w), image (B, C, h, w), sound
             (B, C, T)), a path (.safetensors, .npy, .pt), or an iterable or async iterable of
@@ -134,7 +139,10 @@ def stream_decode(
     weights = mark_weights(source)
     identified = Identification(latents, source, options, weights)
     return FrameStream(
-        lambda: Supervisor(opened, source, options, weights, identified, caller), caller
+        lambda: Supervisor(
+            opened, source, options, weights, identification=identified, caller=caller
+        ),
+        caller,
     )
 
 

@@ -63,6 +63,7 @@ class Supervisor:
         source: object,
         options: Options,
         weights: tuple[Event, ...] = (),
+        *,
         identification: Identification | None = None,
         caller: ThreadState | None = None,
     ) -> None:

@@ -24,9 +24,10 @@ from ._ruler import Ruler
 from ._slots import max_pinned_bytes
 from ._streamed import StreamedBackend
 
-
 #: Priorities that torch keeps streams of: 0 and three higher ones.
 PRIORITIES = 4
+#: How often one is asked for at most, to know them all; they are 32 of each priority.
+DRAWS = 1024
 
 
 def cuda_backend(where: torch.device) -> Backend | None:
@@ -193,9 +194,7 @@ class CudaDriver:
     def _readers(self) -> tuple[torch.cuda.Stream, ...]:
         """Every stream that torch hands out on this device, but for our own."""
         own = {stream.stream_id for stream in (self._compute, self._copy, self._upload)}
-        pooled = (
-            one for priority in range(PRIORITIES) for one in _pool(self._device, -priority)
-        )
+        pooled = (one for priority in range(PRIORITIES) for one in _pool(self._device, -priority))
         return tuple({one.stream_id: one for one in pooled if one.stream_id not in own}.values())
 
 
@@ -206,10 +205,12 @@ def _pool(device: torch.device, priority: int) -> Iterator[torch.cuda.Stream]:
     """
     known: set[int] = set()
     old = 0
-    while old <= 2 * len(known):
+    for _ in range(DRAWS):
         stream = torch.cuda.Stream(device, priority=priority)  # type: ignore[no-untyped-call]
         old += 1
         if stream.stream_id not in known:
             known.add(stream.stream_id)
             old = 0
             yield stream
+        if old > 2 * len(known):
+            return

@@ -40,24 +40,23 @@ class Slots:
         pinned: Makes page-locked memory of so many bytes; RuntimeError when it is refused.
         max_pinned: Page-locked bytes of all slots together, at most.
         owner: Whose slots they are, for the warning.
-        beside: Other slots, which count and warn together with these.
     """
 
     def __init__(
-        self,
-        pinned: Callable[[int], torch.Tensor],
-        max_pinned: int,
-        owner: object,
-        *,
-        beside: Slots | None = None,
+        self, pinned: Callable[[int], torch.Tensor], max_pinned: int, owner: object
     ) -> None:
         self._make_pinned = pinned
         self._max_pinned = max_pinned
         self._owner = owner
         self._free: list[torch.Tensor] = []
-        # Address: bytes, of every slot not dropped.
-        self._pinned: dict[int, int] = {} if beside is None else beside._pinned
-        self._warned: list[object] = [] if beside is None else beside._warned
+        self._pinned: dict[int, int] = {}  # address: bytes, of every slot not dropped
+        self._warned: list[int] = []
+
+    def beside(self) -> Slots:
+        """Make slots of another size, which count and warn together with these."""
+        other = Slots(self._make_pinned, self._max_pinned, self._owner)
+        other._pinned, other._warned = self._pinned, self._warned
+        return other
 
     @property
     def pinned_bytes(self) -> int:
@@ -93,7 +92,7 @@ class Slots:
 
     def _warn(self, size: int, reason: object) -> None:
         if not self._warned:
-            self._warned.append(reason)
+            self._warned.append(size)
             logger.warning(
                 "No %d bytes of page-locked memory for %s (%s): copies take ordinary memory, "
                 "slower, with the same frames.",

@@ -23,10 +23,10 @@ class IterableSource:
     """A sync iterable, read on a daemon thread of its own, one item ahead.
 
     ``iter``, every ``next`` and the iterator's ``close`` run on that thread, with the thread state
-    of whoever made the source and in a copy of the context of the task that reads it first. What ``next`` does counts as work: a
-    virtual clock stands still during it. A stand-in that waits for the outside world says so with
-    `streamvae._threads.parked`; were every ``next`` parked, the clock could run on while an item is
-    being made, and virtual times would depend on the machine.
+    of whoever made the source and in a copy of the context of the task that reads it first. What
+    ``next`` does counts as work: a virtual clock stands still during it. A stand-in that waits for
+    the outside world says so with `streamvae._threads.parked`; were every ``next`` parked, the
+    clock could run on while an item is being made, and virtual times would depend on the machine.
     """
 
     def __init__(self, given: Iterable[Item], mark: Mark) -> None:
