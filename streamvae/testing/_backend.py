@@ -31,7 +31,7 @@ class FakeBackend(StreamedBackend):
         download: Seconds that a copy takes.
         upload: Seconds that a chunk's latents take to the device; None: they are there already.
         manual: Let each launch and copy end only when you set its event: ``launches[i]``,
-            ``copies[i]``, ``uploads[i]``.
+            ``copies[i]``, ``arrivals[i]``.
         pinned: Whether page-locked memory is to be had.
         max_pinned_bytes: As for any backend.
         makes_planes: Whether pixels become planes of 4:2:0 for sinks that take them, as on a card.
@@ -84,6 +84,11 @@ class FakeBackend(StreamedBackend):
         return self.fake.copies
 
     @property
+    def arrivals(self) -> list[ManualEvent]:
+        """One event for each upload so far (``manual=True``)."""
+        return self.fake.uploads
+
+    @property
     def unfinished(self) -> int:
         """Chunks launched and not finished."""
         return self._turns.inside
@@ -92,6 +97,11 @@ class FakeBackend(StreamedBackend):
     def copying(self) -> int:
         """Slots in use."""
         return self._slots.inside
+
+    @property
+    def arriving(self) -> int:
+        """Uploads that are not finished."""
+        return self.uploads._slots.inside
 
     def give(self, latents: object) -> ManualEvent:
         """See `FakeDevice.give`."""

@@ -140,7 +140,9 @@ def poison(tensor: torch.Tensor) -> None:
     if tensor.dtype is torch.bool:
         tensor.fill_(0)
     else:
-        tensor.view(torch.uint8).fill_(POISON)
+        dense = tensor.ndim == 0 or tensor.stride(-1) != 1  # as what goes to a device is
+        flat = tensor.as_strided((tensor.numel(),), (1,)) if dense else tensor
+        flat.view(torch.uint8).fill_(POISON)
 
 
 def _differ(now: torch.Tensor, then: torch.Tensor) -> bool:
@@ -279,8 +281,12 @@ class FakeDevice:
         return None if entry is None or entry[0]() is None else entry[1]
 
     def on_host(self, tensor: torch.Tensor) -> bool:
-        """See the driver. Latents that were given with `give` are not."""
-        return self._uploads and self.mark(tensor) is None
+        """See the driver. Latents that were given with `give` are not, nor their parts."""
+        given = (latents() for latents, _ in self._given.values())
+        memory = tensor.untyped_storage().data_ptr()
+        return self._uploads and not any(
+            one is not None and one.untyped_storage().data_ptr() == memory for one in given
+        )
 
     def is_pinned(self, tensor: torch.Tensor) -> bool:  # noqa: ARG002
         """See the driver."""
