@@ -1,4 +1,4 @@
-"""Streams of latents in host memory: on their way to the device while the chunk before is decoded."""
+"""Streams of latents in host memory: these are on their way while the chunk before is decoded."""
 
 import asyncio
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ async def test_streams_share_the_slots() -> None:
 
 
 def test_a_chunk_s_latents_come_while_the_one_before_is_decoded() -> None:
-    """Twenty chunks take no longer than with latents that are there, but for the first one's way."""
+    """Twenty chunks take no longer than with latents that are there, but for the first."""
 
     async def seconds(backend: FakeBackend) -> float:
         clock = asyncio.get_running_loop().time
@@ -129,7 +129,7 @@ async def test_many_latents_at_once_come_in_parts() -> None:
 
 
 async def test_everything_is_held_until_the_first_launch_is_done() -> None:
-    """All latents at once are read by the first launch: until then nobody else gets their memory."""
+    """All latents at once are read by the first launch, which holds them until it is done."""
     codec, backend = TagCodec(), FakeBackend(upload=0.0, manual=True)
     latents = tagged_latents(2)
     recipe = Recipe(codec, codec.decoder(), "uint8", everything=(latents,))

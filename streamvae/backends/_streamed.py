@@ -219,12 +219,12 @@ class StreamedBackend:
         after: tuple[Event, ...],
         hold: tuple[object, ...],
     ) -> tuple[object, Event]:
-        self._held.reap()
         held = self._held.keep(hold)
         made: tuple[torch.Tensor, ...] = ()
         label = _label(work)
         try:
             with self._driver.on("compute"), self._driver.named(label):
+                self._held.reap()  # here: asking an event elsewhere may wake another device
                 for event in after:
                     self._driver.wait("compute", event)
                 self._driver.begin("compute")
@@ -238,8 +238,8 @@ class StreamedBackend:
         return _Made(rendered, ready, label), ready
 
     def _run(self, work: Callable[[], T]) -> T:
-        self._held.reap()
         with self._driver.on("compute"):
+            self._held.reap()
             return work()
 
     # On the copy thread.
@@ -319,7 +319,9 @@ class StreamedBackend:
 
     def _buffer(self, nbytes: int) -> torch.Tensor:
         """Take a slot's memory, after those of abandoned flights that are over came back."""
-        for flight in [one for one in self._flights if one.abandoned and _happened(one.done)]:
+        with self._driver.on("copy"):
+            over = [one for one in self._flights if one.abandoned and _happened(one.done)]
+        for flight in over:
             self._flights.remove(flight)
             self._pool.give_back(flight.buffer)
         return self._pool.take(nbytes)

@@ -62,12 +62,13 @@ class Uploads:
     # On the copy thread.
 
     def _start(self, tensors: tuple[torch.Tensor, ...], slot: Ticket) -> Uploaded:
-        self._reap()
         flight = _Flight()
         try:
             brought = [self._driver.on_host(tensor) for tensor in tensors]
-            self._stage([one for one, host in zip(tensors, brought, strict=True) if host], flight)
+            given = [one for one, host in zip(tensors, brought, strict=True) if host]
             with self._driver.on("upload"), self._driver.named("upload of latents"):
+                self._reap()
+                self._stage(given, flight)
                 made = tuple(map(self._copy, flight.sources))
                 flight.done = self._driver.record("upload", made=made, read=flight.sources)
         except BaseException:

@@ -167,10 +167,10 @@ class FakeDevice:
         *,
         compute: float,
         copy: float,
-        upload: float | None,
         manual: bool,
         clock: Callable[[], float],
         pinned: bool,
+        upload: float | None = None,
     ) -> None:
         self.device = torch.device("cpu")
         self.clock = clock
