@@ -19,6 +19,8 @@ from streamvae._pixels import render
 from streamvae.sinks import ThreadSink
 from streamvae.testing import FakeBackend, TagCodec, tagged_latents
 from tests import tiny
+from tests.codecs.walk import noise
+from tests.families import pictures
 from tests.test_families import FAMILIES
 
 request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="none")
@@ -274,6 +276,22 @@ async def test_every_family_under_autocast(name: str) -> None:
         torch.manual_seed(0)
         frames = await stream_decode(z, vae, call=call, output="float32").collect()
     assert np.array_equal(frames, expected)
+
+
+@pytest.mark.parametrize(
+    "family", [one for one in pictures.PICTURES if one.halves], ids=lambda family: family.name
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")  # torch's norms, under autocast
+async def test_every_picture_under_autocast(family: pictures.Picture, dtype: torch.dtype) -> None:
+    """Pictures equal vae.decode's under the same autocast, latents of either dtype."""
+    vae, z = family.make(), noise(3, *family.latents, dtype=dtype)
+    with BFLOAT16, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        expected = render(pictures.one_by_one(family, vae, z), "image", "float32")
+        torch.manual_seed(0)
+        frames = await stream_decode(z, vae, call=family.call(), output="float32").collect()
+    assert np.array_equal(frames, expected[:, 0].numpy())
 
 
 async def test_autocast_reaches_transforms_and_ends_with_the_stream() -> None:

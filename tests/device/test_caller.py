@@ -173,6 +173,7 @@ async def test_streams_under_one_autocast_after_another() -> None:
                 assert card.equal(await stream_decode(z, vae).collect(), card.whole(vae, z))
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")  # torch's norms, under autocast
 async def test_a_pipeline_on_a_stream_under_autocast() -> None:
     """A pipeline runs on its caller's stream and under its autocast; so does its decoding."""
     components = unets.stable()
@@ -201,7 +202,7 @@ async def test_a_pipeline_on_a_stream_under_autocast() -> None:
 
 
 SECOND = """
-import asyncio, torch
+import asyncio, tempfile, torch
 from streamvae import stream_decode
 from tests.device import card
 card.DEVICE = torch.device("cuda", 1)
@@ -219,6 +220,10 @@ for given in (giving(), z, z.cpu()):
     frames = asyncio.run(stream_decode(given, vae, transform=transform).collect())
     assert card.equal(frames, card.whole(vae, z))
 frames = asyncio.run(stream_decode(z, vae, output="device").collect())
+assert frames.device.index == 1
+with tempfile.TemporaryDirectory() as folder:
+    vae.save_pretrained(folder)
+    frames = asyncio.run(stream_decode(z, folder, device="cuda", output="device").collect())
 assert frames.device.index == 1
 del frames
 print("SEEN", seen, "CONTEXT", torch._C._cuda_hasPrimaryContext(0))
