@@ -1,7 +1,8 @@
 """CUDA, the one room that names it: streams, events and pinned memory behind `Driver`.
 
 Which memory is in flight and when it may be used again is not decided here: see
-Note [Memory in flight] in ``_streamed``.
+Note [Memory in flight] in ``_streamed``. What a caller's thread knows of CUDA is captured in
+``streamvae._caller``.
 """
 
 from __future__ import annotations
