@@ -160,6 +160,9 @@ class HostChunk:
 class DeviceFrames:
     """A finished chunk left on the device, for ``output="device"``. Produced by `stages.settle`.
 
+    It may be read on any ``torch.cuda.Stream`` and dropped before that has happened. Who reads it
+    on a stream that is not torch's own keeps it until then, or calls ``data.record_stream(...)``.
+
     Attributes:
         index: Its number in the stream, from 0.
         start: As in `HostChunk`.

@@ -8,15 +8,20 @@ import numpy as np
 import torch
 
 from ._bands import Canvas
+from ._caller import CallerContext, ThreadState
 from ._chunks import Array, DeviceFrames, HostChunk
 from ._errors import FrameCountError, UsageError
 from ._threads import Worker, outcome
 
 
 class Collector:
-    """Gathers the chunks of one stream, host or device."""
+    """Gathers the chunks of one stream, host or device.
+
+    What it makes on a device it makes in the current stream of the thread that has made it.
+    """
 
     def __init__(self) -> None:
+        self._caller = CallerContext(ThreadState.capture())
         self._worker = Worker("streamvae collect")
         self._canvas = Canvas()
         self._parts: list[Any] = []
@@ -26,11 +31,11 @@ class Collector:
 
     async def add(self, chunk: HostChunk | DeviceFrames, frames: int | None) -> None:
         """Take one chunk; ``frames`` is how many there will be, if that is known."""
-        await outcome(self._worker.submit(self._add_whole, chunk, frames))
+        await outcome(self._worker.submit(self._caller.run, self._add_whole, chunk, frames))
 
     async def result(self) -> Array | torch.Tensor:
         """Everything so far: numpy from the host, a tensor from the device."""
-        return await outcome(self._worker.submit(self._result))
+        return await outcome(self._worker.submit(self._caller.run, self._result))
 
     def _result(self) -> Array | torch.Tensor:
         whole = self._whole

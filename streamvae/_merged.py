@@ -62,6 +62,7 @@ class AVStream:
     def __init__(self, video: FrameStream, audio: FrameStream) -> None:
         self._video = video
         self._audio = audio
+        self._caller = video._caller
         self._closed = False
 
     @property

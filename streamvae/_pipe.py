@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 
+from ._caller import ThreadState
 from ._errors import UnknownSourceError
 from ._options import Mode, Options, Progress, SinkLike, sinks_of
 from ._pixels import Output
@@ -13,7 +13,7 @@ from ._stream import FrameStream
 from ._supervisor import Supervisor
 from ._tee import OnSinkError
 from .abc import Backend
-from .backends import here, mark, mark_weights
+from .backends import mark, mark_weights
 from .latents import PipelineSource, decoding_call, is_pipeline, takes
 from .stages import NonFinite
 
@@ -40,11 +40,11 @@ def stream_pipeline(
     """Run a diffusers pipeline and stream the decoding of its latents.
 
     The frames are those of ``pipe(**call)``. Nothing starts before ``async with`` is entered or the
-    first frame is asked for. The pipeline then runs on a thread of its own (in this thread's grad
-    mode, on its current device and stream; not under its autocast), and ``info`` is there when
-    the latents are. A stream that is left meanwhile halts it: it ends with the step that it is in,
-    and only then is `FrameStream.aclose` done, since until then ``pipe`` is in use. Some pipelines
-    of diffusers have no way to be halted and run to their end. Streams of one pipeline take turns.
+    first frame is asked for. The pipeline then runs on a thread of its own, in the world of this
+    call as `stream_decode` carries it, and ``info`` is there when the latents are. A stream that is
+    left meanwhile halts it: it ends with the step that it is in, and only then is
+    `FrameStream.aclose` done, since until then ``pipe`` is in use. Some pipelines of diffusers have
+    no way to be halted and run to their end. Streams of one pipeline take turns.
 
     Args:
         pipe: A diffusers pipeline of those that `stream_decode` knows, with its autoencoder.
@@ -93,11 +93,7 @@ def stream_pipeline(
         call=decoding_call(pipe, call),
         backend=backend,
     )
-    latents = PipelineSource(
-        pipe,
-        call,
-        mark if backend is None else backend.mark,
-        here() if backend is None else contextlib.nullcontext,
-    )
+    caller = ThreadState.capture()
+    latents = PipelineSource(pipe, call, mark if backend is None else backend.mark)
     weights = mark_weights(pipe)
-    return FrameStream(lambda: Supervisor(latents, pipe, options, weights))
+    return FrameStream(lambda: Supervisor(latents, pipe, options, weights, caller=caller), caller)

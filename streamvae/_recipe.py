@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar
 
 import torch
 
 from ._bands import bands_of
+from ._caller import CallerContext, autocasts
 from ._chunks import Band
 from ._errors import ShapeError
 from ._pixels import Output, all_finite, render, yuv420p
 from .abc import Banded, Codec, Decoder, Rendered
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 #: From latents as they were given (on the device of the weights), the index of the first of them
 #: along the codec's axis, and the dtype of the weights, to latents the decoder takes.
@@ -19,7 +24,12 @@ Prepare = Callable[[torch.Tensor, int, torch.dtype], torch.Tensor]
 
 
 def cast_to_weights(latents: torch.Tensor, start: int, dtype: torch.dtype) -> torch.Tensor:  # noqa: ARG001
-    """Latents that are ready to decode but for their dtype."""
+    """Latents that are ready to decode but for their dtype.
+
+    Under autocast the autoencoder takes them as they are: it casts for itself, all but float64.
+    """
+    if autocasts(latents.device.type) and latents.dtype is not torch.float64:
+        return latents
     return latents.to(dtype)
 
 
@@ -61,6 +71,7 @@ class Recipe:
         transform: Runs over the decoder's pixels, (B, C, T, H, W) or (B, C, H, W), in [-1, 1].
         mode: ``"exact"`` or ``"fast"``.
         planes: Whether uint8 RGB and grey video is made planes of 4:2:0.
+        caller: Runs whatever is not ours as the stream's caller would; None: as it is.
     """
 
     codec: Codec
@@ -68,8 +79,9 @@ class Recipe:
     output: Output
     preparation: Preparation = Preparation()
     transform: Transform | None = None
-    #: All latents, where they are known beforehand and the codec wants them; used once.
-    everything: torch.Tensor | None = None
+    #: All latents in one or more pieces, where they are known beforehand and the codec wants them;
+    #: used once.
+    everything: tuple[torch.Tensor, ...] = ()
     #: Latents decoded so far.
     latents: int = 0
 
@@ -77,6 +89,7 @@ class Recipe:
     place: tuple[torch.device, torch.dtype] | None = None
     mode: str = "exact"
     planes: bool = False
+    caller: CallerContext | None = None
     #: Whether latents that have given no pixels yet are finite; a bool on the device.
     _finite: torch.Tensor | None = None
     #: At most one: the bands that the picture begun last has yet to give.
@@ -92,21 +105,34 @@ class Recipe:
 
     def decode(self, pieces: tuple[torch.Tensor, ...], band: Band | None = None) -> Rendered | None:
         """Decode the next chunk, given in one or more pieces, or the next band of it."""
-        if band is not None and band.rows.start:
-            return self._next(band)
-        latents = self._prepared(pieces)
-        if band is None:
-            return self._render(self.decoder.decode(latents))
-        assert isinstance(self.codec, Banded)  # noqa: S101  # whose band it is
-        self._coming.append(self.codec.in_bands(latents, self.mode))
-        return self._next(band)
+        return self._render(self._run(self._decoded, pieces, band))
 
     def close(self) -> None:
         """Let go of the decoder's state, and of a picture that is not complete."""
         self._coming.clear()
-        self.decoder.close()
+        self._run(self.decoder.close)
 
-    def _next(self, band: Band) -> Rendered | None:
+    def _run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what is not ours (autoencoder, pipeline's steps, transform) in the caller's world."""
+        return (
+            call(*args, **kwargs) if self.caller is None else self.caller.run(call, *args, **kwargs)
+        )
+
+    def _decoded(self, pieces: tuple[torch.Tensor, ...], band: Band | None) -> torch.Tensor | None:
+        if band is not None and band.rows.start:
+            return self._next(band)
+        latents = self._prepared(pieces)
+        if band is None:
+            return self._finished(self.decoder.decode(latents))
+        assert isinstance(self.codec, Banded)  # noqa: S101  # whose band it is
+        self._coming.append(self.codec.in_bands(latents, self.mode))
+        return self._next(band)
+
+    def _finished(self, decoded: torch.Tensor | None) -> torch.Tensor | None:
+        finish = self.preparation.finish
+        return decoded if decoded is None or finish is None else finish(decoded)
+
+    def _next(self, band: Band) -> torch.Tensor | None:
         decoded = next(self._coming[0], None)
         if band.last:
             self._coming.clear()
@@ -116,16 +142,16 @@ class Recipe:
                 f"expected {len(band.rows)} rows of {self.codec.family}, got {height}; leave "
                 "tiling as it is while a stream runs"
             )
-        return self._render(decoded)
+        return self._finished(decoded)
 
     def _prepared(self, pieces: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """What the decoder takes, in one piece, where it takes it."""
         place = self.place = self.place or (self.codec.device, self.codec.dtype)
-        moved = [piece.to(place[0]) for piece in pieces]
-        latents = moved[0] if len(moved) == 1 else torch.cat(moved, self.codec.axis)
-        if self.everything is not None:
-            whole, self.everything = self.everything, None
-            self.decoder.begin(self.preparation.prepare(whole.to(place[0]), 0, place[1]))
+        latents = self._joined(pieces, place[0])
+        if self.everything:
+            whole = self._joined(self.everything, place[0])
+            self.everything = ()
+            self.decoder.begin(self.preparation.prepare(whole, 0, place[1]))
             del whole
         latents = self.preparation.prepare(latents, self.latents, place[1])
         self.latents += latents.shape[self.codec.axis]
@@ -133,20 +159,22 @@ class Recipe:
         self._finite = finite if self._finite is None else self._finite & finite
         return latents
 
+    def _joined(self, pieces: tuple[torch.Tensor, ...], device: torch.device) -> torch.Tensor:
+        moved = [piece.to(device) for piece in pieces]
+        return moved[0] if len(moved) == 1 else torch.cat(moved, self.codec.axis)
+
     def drain(self) -> Rendered | None:
         """Give what the decoder still holds."""
-        return self._render(self.decoder.drain())
+        return self._render(self._run(lambda: self._finished(self.decoder.drain())))
 
     def _render(self, decoded: torch.Tensor | None) -> Rendered | None:
         if decoded is None:
             return None
-        if self.preparation.finish is not None:
-            decoded = self.preparation.finish(decoded)
         pixels_finite = all_finite(decoded)
         latents_finite = pixels_finite | True if self._finite is None else self._finite
         self._finite = None
         if self.transform is not None:
-            decoded = _checked(self.transform(decoded), decoded)
+            decoded = _checked(self._run(self.transform, decoded), decoded)
         pixels, picture = render(decoded, self.codec.kind, self.output), None
         if self.planes and pixels.shape[-1] in {1, 3}:
             picture = (pixels.shape[2], pixels.shape[3])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar
 import anyio
 
 from ._bands import Joiner
+from ._caller import ThreadState
 from ._chunks import Array, Frame, StreamInfo
 from ._collect import Collector
 from ._errors import ClosedError, SinkTimeout, UsageError
@@ -63,6 +64,11 @@ def stream_decode(
 
     The frames are those of ``vae.decode(latents)``, bit for bit in exact mode. Nothing is loaded,
     opened or started before ``async with`` is entered or the first frame is asked for.
+
+    What is yours and runs on threads of ours (iterables of latents, transforms, sinks, your
+    autoencoder) runs as if called from here: with the autocast, torch's modes, CUDA device and
+    current stream of this call, and in a copy of the context (``contextvars``) of whoever starts
+    the stream. So under ``torch.autocast`` frames are what ``vae.decode`` gives under it.
 
     Args:
         latents: A tensor or numpy array (video (B, C, T, h, w), image (B, C, h, w), sound
@@ -128,10 +134,16 @@ def stream_decode(
         call=call or {},
         backend=backend,
     )
+    caller = ThreadState.capture()
     opened = open_latents(latents, mark=mark if backend is None else backend.mark)
     weights = mark_weights(source)
     identified = Identification(latents, source, options, weights)
-    return FrameStream(lambda: Supervisor(opened, source, options, weights, identified))
+    return FrameStream(
+        lambda: Supervisor(
+            opened, source, options, weights, identification=identified, caller=caller
+        ),
+        caller,
+    )
 
 
 class FrameStream:
@@ -143,8 +155,9 @@ class FrameStream:
     with``, tasks, files and the decoder's state are given back before the block is left.
     """
 
-    def __init__(self, supervise: Callable[[], Supervisor]) -> None:
+    def __init__(self, supervise: Callable[[], Supervisor], caller: ThreadState) -> None:
         self._supervise = supervise
+        self._caller = caller
         self._run: _Run | None = None
         self._unwatched = False
         self._dropped: weakref.finalize[[], FrameStream]  # made with _run

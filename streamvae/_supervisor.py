@@ -14,6 +14,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from . import stages
 from ._about import described, noted, planar, shaped
+from ._caller import CallerContext, ThreadState, set_caller
 from ._chunks import DeviceFrames, HostChunk, LatentChunk, StreamInfo
 from ._errors import FrameCountError
 from ._events import Event
@@ -68,13 +69,16 @@ class Supervisor:
         source: object,
         options: Options,
         weights: tuple[Event, ...] = (),
+        *,
         identification: Identification | None = None,
+        caller: ThreadState | None = None,
     ) -> None:
         self._latents = latents
         self._weights = weights
         self._source = source
         self._options = options
         self._identification = identification
+        self._caller = caller or ThreadState.capture()
         self.tee = Tee(
             options.sinks,
             on_error=options.on_sink_error,
@@ -134,6 +138,7 @@ class Supervisor:
         Raises:
             Exception: Whatever went wrong first, as it was raised.
         """
+        set_caller(self._caller)
         try:
             async with self._decoding() as (chunks, recipe, backend):
                 self._connect(chunks, recipe, backend)
@@ -204,6 +209,7 @@ class Supervisor:
                     mode=self._options.mode,
                     planes=planes,
                     place=place,
+                    caller=CallerContext(self._caller.for_launches()),
                 )
                 del everything
                 # The first launch waits for the weights too; the others come after it.
@@ -239,12 +245,12 @@ class Supervisor:
         await self.tee.open(info)
         return planes
 
-    async def _known(self, codec: Codec) -> tuple[LatentSource, torch.Tensor | None]:
+    async def _known(self, codec: Codec) -> tuple[LatentSource, tuple[torch.Tensor, ...]]:
         """Where to read latents from; all of them, if they are known and the codec wants them."""
         piece = await whole(self._latents, codec) if codec.wants_all else None
         if piece is None:
-            return self._latents, None
-        return TensorSource.of(piece), piece.tensor
+            return self._latents, ()
+        return TensorSource.of(piece), (piece.tensor,)
 
     def _cut(self, codec: Codec) -> ChunkPlan:
         shape = self._latents.shape
@@ -273,7 +279,7 @@ class Supervisor:
             return self._stepped.codec, preparation, place, backend
 
         worker = Worker("streamvae load")
-        future = worker.submit(load)
+        future = worker.submit(CallerContext(self._caller.for_loading()).run, load)
         worker.close()
         return await outcome(future)
 

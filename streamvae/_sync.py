@@ -163,8 +163,14 @@ def _both(stream: AVStream) -> Generator[Frame, None, None]:
 @contextlib.contextmanager
 def _running(stream: FrameStream | AVStream) -> Iterator[BlockingPortal]:
     """``stream`` entered on a loop of its own, in a thread of its own, and left again."""
-    with start_blocking_portal("asyncio") as portal, portal.wrap_async_context_manager(stream):
-        yield portal
+    with start_blocking_portal("asyncio") as portal:
+        # Async iterables of latents and async sinks run there: they are the caller's.
+        entered = portal.call(stream._caller.enter)
+        try:
+            with portal.wrap_async_context_manager(stream):
+                yield portal
+        finally:
+            portal.call(entered.close)
 
 
 async def _next(items: AsyncIterator[T]) -> T | None:

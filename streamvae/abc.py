@@ -46,6 +46,19 @@ class Downloaded:
     picture: tuple[int, int] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """Latents on the device, or on their way to it.
+
+    Attributes:
+        tensors: They, as they were given but for the place.
+        arrived: Happen when they are there.
+    """
+
+    tensors: tuple[torch.Tensor, ...]
+    arrived: tuple[Event, ...] = ()
+
+
 class Copy(Protocol):
     """A device-to-host copy under way. Its memory is the backend's until ``done`` has happened."""
 
@@ -63,7 +76,8 @@ class Backend(Protocol):
 
     One that makes planes of 4:2:0 from pixels faster than the host does says so by an attribute,
     ``makes_planes = True``. One that can record a chunk's kernels and launch them as one has an
-    attribute ``graphs`` (`streamvae._graphs.Graphs`).
+    attribute ``graphs`` (`streamvae._graphs.Graphs`). One that brings latents from host memory
+    ahead of their launch has an attribute ``uploads`` (`Uploads`); otherwise the launch does it.
     """
 
     @property
@@ -125,8 +139,31 @@ class Backend(Protocol):
         ...
 
 
+class Uploads(Protocol):
+    """How a `Backend` brings latents from host memory to the device. Memory is its own affair."""
+
+    def wanted(self, tensors: tuple[torch.Tensor, ...]) -> bool:
+        """Whether any of ``tensors`` has to be brought. Cheap: called on the loop."""
+        ...
+
+    def slot(self) -> Ticket:
+        """Queue up for host memory to copy from."""
+        ...
+
+    def start(self, tensors: tuple[torch.Tensor, ...], slot: Ticket) -> Future[Uploaded]:
+        """Start bringing them, on the copy thread; the slot is given back when they are there.
+
+        What comes back is read after its events, and held until it was read, as any latents are.
+        """
+        ...
+
+
 class Decoder(Protocol):
-    """One stream's state over a codec; used on the launch thread only."""
+    """One stream's state over a codec; used on the launch thread only.
+
+    Latents are not the decoder's memory: what it keeps of them from one call to the next, it keeps
+    as a copy.
+    """
 
     def begin(self, latents: torch.Tensor) -> None:
         """Get all latents before the first `decode`, which still gets them chunk by chunk.

@@ -25,11 +25,14 @@ from ._recipe import Recipe
 from ._tee import Tee
 from ._threads import outcome
 from ._turns import Ticket
-from .abc import Backend, Copy, Rendered, Sink
+from .abc import Backend, Copy, Rendered, Sink, Uploaded, Uploads
 
 T = TypeVar("T")
 
 logger = logging.getLogger("streamvae")
+
+#: Bytes that are brought to the device at once where all latents are, if they can be cut.
+UPLOAD = 16 * 2**20
 
 #: What to do about NaN and infinity.
 NonFinite = Literal["raise", "warn"]
@@ -43,18 +46,25 @@ async def decode(
     *,
     log: Log | None = None,
 ) -> AsyncGenerator[DeviceChunk, None]:
-    """Launch each chunk on the device, at most two ahead of it; never wait for its result."""
+    """Launch each chunk on the device, at most two ahead of it; never wait for its result.
+
+    Latents in host memory are on their way before a chunk waits for its turn.
+    """
     index, log = 0, log or Log()
+    whole = await _upload_everything(recipe, backend, timeout)
     async for chunk in source:
-        arrived, pieces = chunk.arrived, chunk.pieces
-        del chunk
+        on_device = await _upload(chunk.pieces, backend, index, timeout)
+        arrived = (*chunk.arrived, *on_device.arrived, *whole.arrived)
+        pieces, held = on_device.tensors, (*on_device.tensors, *whole.tensors)
+        del chunk, on_device
+        whole = Uploaded(())  # read by the first launch
         bands = recipe.bands(pieces)
         for band in bands or (None,):
             work = functools.partial(recipe.decode, pieces, band)
-            launched = await _launch(backend, work, index, timeout, log, after=arrived, hold=pieces)
+            launched = await _launch(backend, work, index, timeout, log, after=arrived, hold=held)
             del work
             if band is None or band.last:
-                pieces, arrived = (), ()
+                pieces, arrived, held = (), (), ()
             yield replace(launched, band=band)
             del launched
             index += 1
@@ -63,6 +73,41 @@ async def decode(
         yield launched
         del launched
         index += 1
+
+
+async def _upload_everything(recipe: Recipe, backend: Backend, timeout: float | None) -> Uploaded:
+    """Bring all latents to the device, where the codec wants them at once."""
+    uploads, whole = _uploads(backend), recipe.everything
+    if uploads is None or not uploads.wanted(whole):
+        return Uploaded(())
+    parts = [
+        await _upload((part,), backend, 0, timeout)
+        for one in whole
+        for part in torch.split(one, _fitting(one, recipe.codec.axis), recipe.codec.axis)
+    ]
+    recipe.everything = tuple(tensor for part in parts for tensor in part.tensors)
+    return Uploaded(recipe.everything, tuple(event for part in parts for event in part.arrived))
+
+
+def _fitting(latents: torch.Tensor, axis: int) -> int:
+    """How many latents are brought at once."""
+    return max(1, UPLOAD * latents.shape[axis] // max(1, latents.nbytes))
+
+
+async def _upload(
+    pieces: tuple[torch.Tensor, ...], backend: Backend, index: int, timeout: float | None
+) -> Uploaded:
+    """Bring ``pieces`` to the device if they are in host memory and the backend does that."""
+    uploads = _uploads(backend)
+    if uploads is None or not uploads.wanted(pieces):
+        return Uploaded(pieces)
+    slot = uploads.slot()
+    await _pass(slot, backend, "upload", index, timeout)
+    return await _result(uploads.start(pieces, slot), slot, "upload", index, timeout)
+
+
+def _uploads(backend: Backend) -> Uploads | None:
+    return getattr(backend, "uploads", None)
 
 
 async def _launch(

@@ -126,7 +126,10 @@ class Scene:
         await no_task_left()
         no_thread_left(but=but)
         backend = self.backend
-        await until(lambda: not (backend.unfinished or backend.copying), "the device is idle")
+        await until(
+            lambda: not (backend.unfinished or backend.copying or backend.arriving),
+            "the device is idle",
+        )
         await until(lambda: not self.codec.open_decoders, "the decoder is closed")
         await self._touch()
         if backend.device_chunks.alive or backend.host_chunks.alive:
@@ -143,7 +146,7 @@ class Scene:
         handle, ready = await asyncio.wrap_future(backend.launch(lambda: made, turn))
         copy = await asyncio.wrap_future(backend.download(handle, ready, slot))
         assert copy is not None
-        for event in (*backend.launches, *backend.copies):
+        for event in (*backend.arrivals, *backend.launches, *backend.copies):
             event.set()
         await until(copy.done.query, "the copy")
         await asyncio.wrap_future(backend.collect(copy))

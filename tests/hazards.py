@@ -61,6 +61,7 @@ def hazard(name: str, test: str, *patches: tuple[str, str, str]) -> Hazard:
 
 
 STREAMED = "backends/_streamed.py"
+UPLOADS = "backends/_uploads.py"
 HAZARDS = (
     hazard(
         "a row of tiles is not faded into the one above",
@@ -150,6 +151,44 @@ HAZARDS = (
         "latents are let go before the kernels have read them",
         "test_stream.py::test_every_frame_comes_in_order",
         (STREAMED, "held = self._held.keep(hold)", "held = self._held.keep(())"),
+    ),
+    hazard(
+        "a launch does not wait for latents on their way to the device",
+        "test_uploads.py::test_every_frame_comes_in_order",
+        ("stages.py", "(*chunk.arrived, *on_device.arrived, *whole.arrived)", "chunk.arrived"),
+    ),
+    hazard(
+        "the memory that latents go through is used again before they have gone",
+        "test_uploads.py::test_every_frame_comes_in_order",
+        (
+            UPLOADS,
+            "        over = [flight for flight in self._flights if _happened(flight.done)]\n",
+            "        over = list(self._flights)\n",
+        ),
+    ),
+    hazard(
+        "a place for latents on their way is given back before they have gone",
+        "backends/test_uploads.py::test_slots_are_reused_after_their_event",
+        (UPLOADS, "        slot.leave(after=flight.done)\n", "        slot.leave()\n"),
+    ),
+    hazard(
+        "all latents at once are let go before the first launch has read them",
+        "test_uploads.py::test_everything_is_held_until_the_first_launch_is_done",
+        ("stages.py", "(*on_device.tensors, *whole.tensors)", "on_device.tensors"),
+    ),
+    hazard(
+        "autocast is not carried to the launch thread",
+        "test_caller.py::test_autocast_is_carried",
+        ("_caller.py", "ThreadState(device=self.device, autocast=self.autocast)", "ThreadState()"),
+    ),
+    hazard(
+        "two streams share a context",
+        "test_caller.py::test_streams_side_by_side_have_each_its_own",
+        (
+            "_caller.py",
+            "self._context = contextvars.copy_context()",
+            "self._context = globals().setdefault('shared', contextvars.copy_context())",
+        ),
     ),
     hazard(
         "latents of a launch that raised are not fenced",

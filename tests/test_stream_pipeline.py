@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import numpy as np
@@ -135,6 +136,26 @@ async def test_frames_are_the_pipeline_s(pipe: WanPipeline) -> None:
     assert np.array_equal(streamed[0], expected)
     no_thread_left()
     assert np.array_equal(pictures(pipe), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")  # torch's norms, under autocast
+async def test_under_autocast(pipe: WanPipeline) -> None:
+    """A call and its decoding run under the autocast, and in the context, of their caller."""
+    request: ContextVar[str] = ContextVar("request", default="none")
+    seen: set[tuple[str, bool]] = set()
+
+    def note(pipe: object, step: int, timestep: object, given: dict[str, Any]) -> dict[str, Any]:
+        seen.add((request.get(), torch.is_autocast_enabled("cpu")))
+        return given
+
+    plain = pictures(pipe)
+    request.set("ninth")
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = pictures(pipe)
+        streamed = await stream_pipeline(pipe, **call(callback_on_step_end=note)).collect()
+    assert np.array_equal(streamed[0], expected)
+    assert not np.array_equal(plain, expected)
+    assert seen == {("ninth", True)}
 
 
 @pytest.mark.parametrize("case", SOME, ids=str)

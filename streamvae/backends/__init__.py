@@ -12,10 +12,10 @@ from streamvae._errors import DeviceError
 from streamvae._events import Event
 from streamvae.abc import Backend
 
-from ._cuda import cuda_backend, free_bytes, here, mark
+from ._cuda import cuda_backend, free_bytes, mark
 from ._host import HostBackend
 
-__all__ = ["for_device", "free_bytes", "here", "mark", "mark_weights"]
+__all__ = ["for_device", "free_bytes", "mark", "mark_weights"]
 
 logger = logging.getLogger("streamvae")
 

@@ -1,16 +1,16 @@
 """CUDA, the one room that names it: streams, events and pinned memory behind `Driver`.
 
 Which memory is in flight and when it may be used again is not decided here: see
-Note [Memory in flight] in ``_streamed``.
+Note [Memory in flight] in ``_streamed``. What a caller's thread knows of CUDA is captured in
+``streamvae._caller``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import cast
 
 import torch
 
@@ -25,6 +25,11 @@ from ._graphs import CudaGraphs
 from ._ruler import CudaEvent, Ruler
 from ._slots import max_pinned_bytes
 from ._streamed import StreamedBackend
+
+#: Priorities that torch keeps streams of: 0 and three higher ones.
+PRIORITIES = 4
+#: How often one is asked for at most, to know them all; they are 32 of each priority.
+DRAWS = 1024
 
 
 def cuda_backend(where: torch.device) -> Backend | None:
@@ -47,17 +52,6 @@ def mark(tensor: torch.Tensor) -> Event | None:
     return _recorded(torch.cuda.current_stream(tensor.device)) if tensor.is_cuda else None
 
 
-def here() -> Callable[[], AbstractContextManager[None]]:
-    """Give what enters, on another thread, the calling thread's current device and stream.
-
-    What was launched here is then finished before what is launched there.
-    """
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return contextlib.nullcontext
-    stream = torch.cuda.current_stream()
-    return lambda: cast("AbstractContextManager[None]", torch.cuda.stream(stream))
-
-
 def free_bytes(device: torch.device) -> int | None:
     """Memory of ``device`` that torch could still give out; None where that is not CUDA's."""
     if device.type != "cuda":
@@ -77,7 +71,7 @@ def _recorded(stream: torch.cuda.Stream) -> Event:
 class CudaDriver:
     """One CUDA device, as `Driver` wants it.
 
-    Its two streams live as long as the process: the caching allocator keeps freed memory by
+    Its streams live as long as the process: the caching allocator keeps freed memory by
     stream, so streams that come and go would strand it.
     """
 
@@ -104,7 +98,13 @@ class CudaDriver:
     def _copy(self) -> torch.cuda.Stream:
         return _libcuda.own_stream(self._device, "copy")
 
+    @functools.cached_property
+    def _upload(self) -> torch.cuda.Stream:
+        return _libcuda.own_stream(self._device, "upload")
+
     def _stream(self, name: Stream) -> torch.cuda.Stream:
+        if name == "upload":
+            return self._upload
         return self._compute if name == "compute" else self._copy
 
     @contextlib.contextmanager
@@ -169,16 +169,53 @@ class CudaDriver:
         """As in `Driver`."""
         return mark(latents)
 
+    def on_host(self, tensor: torch.Tensor) -> bool:
+        """As in `Driver`."""
+        return tensor.device.type == "cpu"
+
+    def is_pinned(self, tensor: torch.Tensor) -> bool:
+        """As in `Driver`."""
+        return tensor.is_pinned()
+
     def pinned(self, nbytes: int) -> torch.Tensor:
         """As in `Driver`."""
         with torch.cuda.device(self._device):
             return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
     def give_out(self, tensor: torch.Tensor) -> None:
-        """As in `Driver`: safe on the device's default stream, from any thread.
+        """As in `Driver`: safe on the default stream and on every stream that torch hands out.
 
-        Who reads it on another stream tells the allocator (``tensor.record_stream(stream)``), as
-        for any tensor that changes streams. Its memory is the compute stream's: without this, one
-        that is dropped while it is still being read would be written by the next chunk.
+        Its memory is the compute stream's: one that is dropped while it is still being read would
+        be written by the next chunk. Nobody can know which stream reads it, but all of
+        ``torch.cuda.Stream()`` are known, so that the allocator waits for all that was in them when
+        it was dropped. Who reads it on a stream of somebody else's tells the allocator
+        (``tensor.record_stream(stream)``), or keeps it until that is done.
         """
         tensor.record_stream(torch.cuda.default_stream(self._device))
+        for stream in self._readers:
+            tensor.record_stream(stream)
+
+    @functools.cached_property
+    def _readers(self) -> tuple[torch.cuda.Stream, ...]:
+        """Every stream that torch hands out on this device, but for our own."""
+        own = {stream.stream_id for stream in (self._compute, self._copy, self._upload)}
+        pooled = (one for priority in range(PRIORITIES) for one in _pool(self._device, -priority))
+        return tuple({one.stream_id: one for one in pooled if one.stream_id not in own}.values())
+
+
+def _pool(device: torch.device, priority: int) -> Iterator[torch.cuda.Stream]:
+    """The streams of a priority: torch hands them out in turn, again and again.
+
+    Another thread may take one meanwhile: so until no new one has come in twice as many.
+    """
+    known: set[int] = set()
+    old = 0
+    for _ in range(DRAWS):
+        stream = torch.cuda.Stream(device, priority=priority)  # type: ignore[no-untyped-call]
+        old += 1
+        if stream.stream_id not in known:
+            known.add(stream.stream_id)
+            old = 0
+            yield stream
+        if old > 2 * len(known):
+            return

@@ -9,7 +9,8 @@ import torch
 
 from streamvae._events import Event
 
-Stream = Literal["compute", "copy"]
+#: Where kernels run, where pixels go to the host, where latents come from it.
+Stream = Literal["compute", "copy", "upload"]
 
 
 class Driver(Protocol):
@@ -57,10 +58,18 @@ class Driver(Protocol):
         """Record where the calling thread's stream stands, on the device of ``latents``."""
         ...
 
+    def on_host(self, tensor: torch.Tensor) -> bool:
+        """Whether ``tensor`` is in memory that this device copies from. Asks no device."""
+        ...
+
+    def is_pinned(self, tensor: torch.Tensor) -> bool:
+        """Whether the host memory of ``tensor`` is page-locked."""
+        ...
+
     def pinned(self, nbytes: int) -> torch.Tensor:
         """Page-locked uint8 memory. Raises RuntimeError when it is refused."""
         ...
 
     def give_out(self, tensor: torch.Tensor) -> None:
-        """Make ``tensor`` safe to use and free outside the compute stream."""
+        """Make ``tensor``, which is finished, safe to use and free outside the compute stream."""
         ...

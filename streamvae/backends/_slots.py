@@ -50,7 +50,13 @@ class Slots:
         self._owner = owner
         self._free: list[torch.Tensor] = []
         self._pinned: dict[int, int] = {}  # address: bytes, of every slot not dropped
-        self._warned = False
+        self._warned: list[int] = []
+
+    def beside(self) -> Slots:
+        """Make slots of another size, which count and warn together with these."""
+        other = Slots(self._make_pinned, self._max_pinned, self._owner)
+        other._pinned, other._warned = self._pinned, self._warned
+        return other
 
     @property
     def pinned_bytes(self) -> int:
@@ -86,7 +92,7 @@ class Slots:
 
     def _warn(self, size: int, reason: object) -> None:
         if not self._warned:
-            self._warned = True
+            self._warned.append(size)
             logger.warning(
                 "No %d bytes of page-locked memory for %s (%s): copies take ordinary memory, "
                 "slower, with the same frames.",

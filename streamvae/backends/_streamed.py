@@ -12,6 +12,12 @@ anybody still waiting. Events decide, and the device's own two threads hold what
 - *Latents* are read by the launch's kernels. The compute stream waits, on the device, for the event
   of their giver's stream; the launch thread keeps them (`_Held`) until the event behind the launch.
   A launch that raises has launched something before: it is fenced in the same way.
+- *Latents in host memory* go through a slot of page-locked memory of their own kind, in a stream of
+  their own (`Uploads` in ``_uploads``): behind a download they would wait for the launch before
+  them. The copy thread keeps slot, or page-locked latents themselves, until the event behind the
+  copy; the compute stream waits for that event, and what was made on the device is held by the
+  launch as given latents are. Dropped sooner, it goes back to the upload stream's memory, which the
+  next copy writes in that stream's order.
 - *Pixels* are made on the compute stream and read by the copy stream, which waits for ``ready``.
   The copy thread keeps them, with the slot they go to, as a flight until the event behind the copy.
   Let go only then, they return to the compute stream's memory and need no ``record_stream``.
@@ -43,6 +49,7 @@ from streamvae.abc import Copy, Downloaded, Rendered
 
 from ._driver import Driver, Stream
 from ._slots import MAX_PINNED_BYTES, Slots
+from ._uploads import Uploads
 
 __all__ = ["MAX_PINNED_BYTES", "Driver", "Stream", "StreamedBackend"]
 
@@ -146,6 +153,8 @@ class StreamedBackend:
         self._unmeasured: list[Event] = []  # used on the copy thread only
         self._flights: list[_Flight] = []
         self._pool = Slots(driver.pinned, max_pinned_bytes, driver.device)
+        #: See `streamvae.abc.Backend`.
+        self.uploads = Uploads(driver, self._copier, self._pool.beside())
 
     @property
     def device(self) -> torch.device:
@@ -159,7 +168,7 @@ class StreamedBackend:
 
     @property
     def pinned_bytes(self) -> int:
-        """Page-locked host memory of its slots."""
+        """Page-locked host memory of its slots, those of uploads included."""
         return self._pool.pinned_bytes
 
     def mark(self, latents: torch.Tensor) -> Event | None:
@@ -210,12 +219,12 @@ class StreamedBackend:
         after: tuple[Event, ...],
         hold: tuple[object, ...],
     ) -> tuple[object, Event]:
-        self._held.reap()
         held = self._held.keep(hold)
         made: tuple[torch.Tensor, ...] = ()
         label = _label(work)
         try:
             with self._driver.on("compute"), self._driver.named(label):
+                self._held.reap()  # here: asking an event elsewhere may wake another device
                 for event in after:
                     self._driver.wait("compute", event)
                 self._driver.begin("compute")
@@ -229,8 +238,8 @@ class StreamedBackend:
         return _Made(rendered, ready, label), ready
 
     def _run(self, work: Callable[[], T]) -> T:
-        self._held.reap()
         with self._driver.on("compute"):
+            self._held.reap()
             return work()
 
     # On the copy thread.
@@ -310,7 +319,9 @@ class StreamedBackend:
 
     def _buffer(self, nbytes: int) -> torch.Tensor:
         """Take a slot's memory, after those of abandoned flights that are over came back."""
-        for flight in [one for one in self._flights if one.abandoned and _happened(one.done)]:
+        with self._driver.on("copy"):
+            over = [one for one in self._flights if one.abandoned and _happened(one.done)]
+        for flight in over:
             self._flights.remove(flight)
             self._pool.give_back(flight.buffer)
         return self._pool.take(nbytes)

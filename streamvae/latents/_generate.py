@@ -9,18 +9,15 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
 
+from .._caller import CallerContext, ThreadState
 from .._errors import LatentsError
 from .._threads import Worker, outcome, parked
 from ._call import takes
 from ._source import Mark, Piece
-
-#: Enters, on the pipeline's thread, what belongs to the thread that asked for it.
-Enter = Callable[[], AbstractContextManager[None]]
 
 #: Arguments that a pipeline calls after each step, in the order they are preferred.
 _CALLBACKS = ("callback_on_step_end", "callback")
@@ -47,20 +44,20 @@ if hasattr(os, "register_at_fork"):
 class PipelineSource:
     """What ``pipe(**call)`` gives with ``output_type="latent"``. Runs it when it is opened.
 
-    The call runs on a daemon thread of its own, one call of a pipeline at a time, in the grad mode
-    and with the number of threads of whoever made the source: all of these belong to a thread.
+    The call runs on a daemon thread of its own, one call of a pipeline at a time, with the thread
+    state of whoever made the source and in a copy of the context of the task that opens it.
 
     Args:
         pipe: A diffusers pipeline.
         call: Keyword arguments of its call.
         mark: Called with the latents, on that thread.
-        enter: Entered around the call, on that thread.
     """
 
-    def __init__(self, pipe: object, call: Mapping[str, object], mark: Mark, enter: Enter) -> None:
+    def __init__(self, pipe: object, call: Mapping[str, object], mark: Mark) -> None:
         self.shape: tuple[int, ...] | None = None
         self.dtype: torch.dtype | None = None
-        self._run = _Run(pipe, call, mark, enter)
+        self._caller = ThreadState.capture()
+        self._run = _Run(pipe, call, mark)
         self._running: Future[Piece | None] | None = None
         self._piece: Piece | None = None
         self._began = False
@@ -77,7 +74,7 @@ class PipelineSource:
             return
         self._began = True
         worker = Worker("streamvae-pipeline")
-        self._running = worker.submit(self._run)
+        self._running = worker.submit(CallerContext(self._caller).run, self._run)
         worker.close()
         # Kept: should this wait be broken, `aclose` still has to know when the call is over.
         self._piece = await outcome(self._running, keep=True)
@@ -116,13 +113,10 @@ class _Run:
     are left by an exception out of their callback, as are those that ignore what they know.
     """
 
-    def __init__(self, pipe: object, call: Mapping[str, object], mark: Mark, enter: Enter) -> None:
+    def __init__(self, pipe: object, call: Mapping[str, object], mark: Mark) -> None:
         self._pipe = cast("Any", pipe)
         self._call = dict(call)
         self._mark = mark
-        self._enter = enter
-        self._grad = torch.is_grad_enabled()
-        self._threads = torch.get_num_threads()
         self._lock = threading.RLock()  # `halt` may come from a collection, inside `halt`
         self._inside = False
         self._halted = False
@@ -131,7 +125,7 @@ class _Run:
     def __call__(self) -> Piece | None:
         """Give the latents, None if it was halted."""
         call, self._call = self._call, {}  # what a caller hands over is not held after the call
-        with _alone(self._pipe, self.halted), self._entered():
+        with _alone(self._pipe, self.halted):
             latents = self._generate(call)
             if latents is None:
                 return None
@@ -194,14 +188,6 @@ class _Run:
             raise _Halted
         self._asked = True
         self.halt()
-
-    @contextlib.contextmanager
-    def _entered(self) -> Iterator[None]:
-        # torch counts its threads by thread, and picks algorithms by their number.
-        if torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)
-        with self._enter(), torch.set_grad_enabled(self._grad):
-            yield
 
 
 @contextlib.contextmanager

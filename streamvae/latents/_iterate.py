@@ -11,6 +11,7 @@ from concurrent.futures import Future
 import numpy as np
 import torch
 
+from .._caller import CallerContext, ThreadState
 from .._threads import Worker, outcome
 from ._source import Item, Mark, Piece, to_tensor, viewable
 
@@ -21,11 +22,11 @@ CLEANUP = 1.0
 class IterableSource:
     """A sync iterable, read on a daemon thread of its own, one item ahead.
 
-    ``iter``, every ``next`` and the iterator's ``close`` run on that thread, in the grad mode of
-    whoever made the source (grad mode belongs to a thread). What ``next`` does counts as work: a
-    virtual clock stands still during it. A stand-in that waits for the outside world says so with
-    `streamvae._threads.parked`; were every ``next`` parked, the clock could run on while an item is
-    being made, and virtual times would depend on the machine.
+    ``iter``, every ``next`` and the iterator's ``close`` run on that thread, with the thread state
+    of whoever made the source and in a copy of the context of the task that reads it first. What
+    ``next`` does counts as work: a virtual clock stands still during it. A stand-in that waits for
+    the outside world says so with `streamvae._threads.parked`; were every ``next`` parked, the
+    clock could run on while an item is being made, and virtual times would depend on the machine.
     """
 
     def __init__(self, given: Iterable[Item], mark: Mark) -> None:
@@ -33,6 +34,8 @@ class IterableSource:
         self.dtype: torch.dtype | None = None
         self._reader = _Reader(given, mark)
         self._worker = Worker("streamvae-latents")
+        self._state = ThreadState.capture()
+        self._caller: CallerContext | None = None  # made by the first read
         self._reading: Future[Piece | None] | None = None
         self._started = False
         self._ended = False
@@ -46,12 +49,13 @@ class IterableSource:
         if self._ended:
             return None
         self._started = self._ended = True  # ended, unless this call comes back with an item
-        reading = self._reading or self._worker.submit(self._reader.read)
+        caller = self._caller = self._caller or CallerContext(self._state)
+        reading = self._reading or self._worker.submit(caller.run, self._reader.read)
         self._reading = reading  # where the thread is, should this wait be broken
         piece = await outcome(reading)
         self._reading = None
         if piece is not None:
-            self._reading = self._worker.submit(self._reader.read)
+            self._reading = self._worker.submit(caller.run, self._reader.read)
             self._ended = False
         return piece
 
@@ -64,10 +68,11 @@ class IterableSource:
         started, self._started, self._ended = self._started, False, True
         reader, self._reader = self._reader, _Reader((), self._reader.mark)
         reading, self._reading = self._reading, None
-        if not started:
+        caller, self._caller = self._caller, None
+        if not started or caller is None:
             return
         inside = reading is not None and not reading.done() and not reading.cancel()
-        closing = self._worker.submit(reader.close)
+        closing = self._worker.submit(caller.run, reader.close)
         self._worker.close()
         if inside:
             return
@@ -86,32 +91,29 @@ class _Reader:
         self._given: Iterable[Item] | None = given
         self._iterator: Iterator[Item] | None = None
         self._count = 0
-        self._grad = torch.is_grad_enabled()
         self.mark = mark
 
     def read(self) -> Piece | None:
         """Give the next piece, None after the last."""
-        with torch.set_grad_enabled(self._grad):
-            try:
-                if self._given is not None:
-                    self._iterator, self._given = iter(self._given), None
-                if self._iterator is None:
-                    return None
-                item = next(self._iterator)
-            except StopIteration:  # never into a future, where it would be lost
-                self._iterator = None
+        try:
+            if self._given is not None:
+                self._iterator, self._given = iter(self._given), None
+            if self._iterator is None:
                 return None
-            tensor = to_tensor(item, self._count)
-            self._count += 1
-            return Piece(tensor, self.mark(tensor))
+            item = next(self._iterator)
+        except StopIteration:  # never into a future, where it would be lost
+            self._iterator = None
+            return None
+        tensor = to_tensor(item, self._count)
+        self._count += 1
+        return Piece(tensor, self.mark(tensor))
 
     def close(self) -> None:
         """Close the iterator, if it can be closed."""
         iterator, self._iterator, self._given = self._iterator, None, None
         close = getattr(iterator, "close", None)
         if close is not None:
-            with torch.set_grad_enabled(self._grad):
-                close()
+            close()
 
 
 def _emptying(items: deque[Item]) -> Iterator[Item]:

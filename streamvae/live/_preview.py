@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import anyio
 import torch
 
+from .._caller import CallerContext, ThreadState
 from .._chunks import Array
 from .._errors import ClosedError, UnknownSourceError, UsageError
 from .._options import _count
@@ -165,7 +166,8 @@ class Preview:
     async def __aenter__(self) -> Self:
         if self._task is not None:
             raise ClosedError("expected a fresh preview, got one that was entered before")
-        self._source = await asyncio.to_thread(_decoding, self._pipe, self._vae)
+        here = CallerContext(ThreadState.capture().for_loading())
+        self._source = await asyncio.to_thread(here.run, _decoding, self._pipe, self._vae)
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._run(), name="streamvae preview")
         return self

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, Self, TypedDict, Unpack, cast
 
 import torch
 
+from .._caller import CallerContext, ThreadState
 from .._errors import ClosedError, UsageError
 from .._events import wait
 from .._options import device_of
@@ -136,7 +137,8 @@ class Service:
         self._began = self._books.clock()
         weights = mark_weights(self._given)
         worker = Worker("streamvae load")
-        loading = worker.submit(_loaded, self._given, self._device)
+        here = CallerContext(ThreadState.capture().for_loading())
+        loading = worker.submit(here.run, _loaded, self._given, self._device)
         worker.close()
         self._source, codec = await outcome(loading)
         for event in weights:

@@ -71,7 +71,7 @@ def rendered(clip: Clip, *, graphs: bool = False) -> Generator[Rendered, None, N
         codec = launched(codec, getattr(clip.backend, "graphs", None)).codec
     recipe = Recipe(codec, codec.decoder(), "uint8")
     if clip.codec.wants_all:
-        recipe.everything = clip.z
+        recipe.everything = (clip.z,)
     try:
         for piece in clip.pieces():
             if (made := recipe.decode((piece,))) is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Literal, ParamSpec, TypeVar
 
+from streamvae._caller import CallerContext, caller
 from streamvae._chunks import HostChunk, StreamInfo
 from streamvae._errors import ClosedError
 from streamvae._threads import Worker, outcome
@@ -22,7 +23,9 @@ class ThreadSink:
     """Base of sinks written as blocking code. Override `start`, `put`, `finish` and `stop`.
 
     These four never run at the same time and always on the same daemon thread, which starts with
-    `open` and ends after `close` or `abort`. Breaking off an await withdraws a call that has not
+    `open` and ends after `close` or `abort`. They run in a copy of the stream's context (what one
+    of them sets there the next one finds) and under the autocast, on the CUDA device and stream of
+    the stream's caller. Breaking off an await withdraws a call that has not
     begun; one that has begun runs to its end, and whatever comes later waits for it there. So
     `abort` is right at any moment, also while a `write` nobody awaits any more is still at work.
 
@@ -33,6 +36,7 @@ class ThreadSink:
     def __init__(self, name: str) -> None:
         self._name = name
         self._worker = Worker(f"streamvae sink {name}")
+        self._caller: CallerContext | None = None  # made by the first call
         self._state: State = "new"  # changed on the thread only, once it has started
         self._started = False
         self._accepted = 0
@@ -102,12 +106,14 @@ class ThreadSink:
 
     def _submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         self._started = True
+        context = self._caller = self._caller or caller()
 
         def run() -> T:
             try:
-                return call(*args, **kwargs)
+                return context.run(call, *args, **kwargs)
             finally:
                 if self._state in {"closed", "aborted"}:
+                    self._caller = None  # with all that its variables hold
                     self._worker.close()
 
         return self._worker.submit(run)

@@ -8,10 +8,13 @@ import time
 import weakref
 from collections.abc import Callable
 
+import torch
+
 from streamvae._events import Event
 from streamvae._turns import Ticket
 from streamvae.abc import Copy, Downloaded, Rendered
 from streamvae.backends._streamed import MAX_PINNED_BYTES, StreamedBackend, _Copy
+from streamvae.backends._uploads import Uploads
 
 from ._device import FakeDevice, ManualEvent, poison
 from ._graphs import FakeGraphs
@@ -26,8 +29,9 @@ class FakeBackend(StreamedBackend):
     Args:
         decode: Seconds that a chunk takes on the device, in the clock of the running loop.
         download: Seconds that a copy takes.
+        upload: Seconds that a chunk's latents take to the device; None: they are there already.
         manual: Let each launch and copy end only when you set its event: ``launches[i]``,
-            ``copies[i]``.
+            ``copies[i]``, ``arrivals[i]``.
         pinned: Whether page-locked memory is to be had.
         max_pinned_bytes: As for any backend.
         makes_planes: Whether pixels become planes of 4:2:0 for sinks that take them, as on a card.
@@ -39,6 +43,7 @@ class FakeBackend(StreamedBackend):
         *,
         decode: float = 0.0,
         download: float = 0.0,
+        upload: float | None = None,
         manual: bool = False,
         pinned: bool = True,
         max_pinned_bytes: int = MAX_PINNED_BYTES,
@@ -46,9 +51,15 @@ class FakeBackend(StreamedBackend):
         graphs: FakeGraphs | None = None,
     ) -> None:
         self.fake = FakeDevice(
-            compute=decode, copy=download, manual=manual, clock=_clock(), pinned=pinned
+            compute=decode,
+            copy=download,
+            upload=upload,
+            manual=manual,
+            clock=_clock(),
+            pinned=pinned,
         )
         super().__init__(self.fake, max_pinned_bytes)
+        self.uploads = _WatchedUploads(self.fake, self._copier, self._pool.beside())
         self.makes_planes = makes_planes
         self._graphs = graphs
         # Real devices live as long as the process; of these there is one in every test.
@@ -73,6 +84,11 @@ class FakeBackend(StreamedBackend):
         return self.fake.copies
 
     @property
+    def arrivals(self) -> list[ManualEvent]:
+        """One event for each upload so far (``manual=True``)."""
+        return self.fake.uploads
+
+    @property
     def unfinished(self) -> int:
         """Chunks launched and not finished."""
         return self._turns.inside
@@ -82,10 +98,13 @@ class FakeBackend(StreamedBackend):
         """Slots in use."""
         return self._slots.inside
 
+    @property
+    def arriving(self) -> int:
+        """Uploads that are not finished."""
+        return self.uploads._slots.inside
+
     def give(self, latents: object) -> ManualEvent:
         """See `FakeDevice.give`."""
-        import torch
-
         if not isinstance(latents, torch.Tensor):
             raise TypeError(f"expected a tensor, got {type(latents).__name__}")
         return self.fake.give(latents)
@@ -105,6 +124,14 @@ class FakeBackend(StreamedBackend):
             poison(copy.flight.buffer)  # given back: whoever still looks must notice
         self.host_chunks.add(downloaded.pixels)
         return downloaded
+
+
+class _WatchedUploads(Uploads):
+    """Uploads whose slots are poisoned when they are given back: whoever still reads notices."""
+
+    def _give_back(self, buffer: torch.Tensor) -> None:
+        poison(buffer)
+        super()._give_back(buffer)
 
 
 class _Watched:

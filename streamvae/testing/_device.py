@@ -50,8 +50,8 @@ class FakeEvent:
     """An event recorded on a stream of a `FakeDevice`: the end of one piece of work.
 
     The work begins when everything in ``after`` has happened; from then on what it makes is
-    undefined, whatever it was before. If something it read was gone, it has made `POISON`, and so
-    has whatever read that.
+    undefined, whatever it was before. If something it read was gone, or written over, it has made
+    `POISON`, and so has whatever read that.
     """
 
     device: FakeDevice
@@ -62,6 +62,7 @@ class FakeEvent:
     gate: ManualEvent | None
     hidden: list[_Hidden] = field(default_factory=list, repr=False)
     sources: tuple[weakref.ref[object], ...] = ()
+    unchanged: tuple[tuple[torch.Tensor, torch.Tensor], ...] = field(default=(), repr=False)
     began: float | None = None
     finished: float | None = None
     lost: bool = False
@@ -93,15 +94,17 @@ class FakeEvent:
         if self.device.clock() < began + self.seconds:
             return False
         self.began, self.finished = began, began + self.seconds
-        self.lost = any(source() is None for source in self.sources) or any(
-            isinstance(event, FakeEvent) and event.lost for event in self.inputs
+        self.lost = (
+            any(source() is None for source in self.sources)
+            or any(isinstance(event, FakeEvent) and event.lost for event in self.inputs)
+            or any(_differ(*both) for both in self.unchanged)
         )
         for hidden in self.hidden:
             hidden.show(poisoned=self.lost)
         following, self.next = self.next, None
         if following is not None:
             following._begin()
-        self.after, self.inputs = (), ()
+        self.after, self.inputs, self.unchanged = (), (), ()
         return True
 
     def _begin(self) -> bool:
@@ -137,7 +140,13 @@ def poison(tensor: torch.Tensor) -> None:
     if tensor.dtype is torch.bool:
         tensor.fill_(0)
     else:
-        tensor.view(torch.uint8).fill_(POISON)
+        dense = tensor.ndim == 0 or tensor.stride(-1) != 1  # as what goes to a device is
+        flat = tensor.as_strided((tensor.numel(),), (1,)) if dense else tensor
+        flat.view(torch.uint8).fill_(POISON)
+
+
+def _differ(now: torch.Tensor, then: torch.Tensor) -> bool:
+    return not torch.equal(now.contiguous().view(torch.uint8), then.contiguous().view(torch.uint8))
 
 
 class FakeDevice:
@@ -146,8 +155,9 @@ class FakeDevice:
     Args:
         compute: Seconds that a launch takes on the device.
         copy: Seconds that a copy takes on the device.
+        upload: Seconds that latents take to it; None: they are there already.
         manual: Give every piece of work a `ManualEvent` of its own, in ``launches`` and
-            ``copies``, and let it end only when that is set.
+            ``copies`` or ``uploads``, and let it end only when that is set.
         clock: Seconds.
         pinned: Whether page-locked memory is to be had.
     """
@@ -160,19 +170,27 @@ class FakeDevice:
         manual: bool,
         clock: Callable[[], float],
         pinned: bool,
+        upload: float | None = None,
     ) -> None:
         self.device = torch.device("cpu")
         self.clock = clock
         self.lock = threading.RLock()
         self.launches: list[ManualEvent] = []
         self.copies: list[ManualEvent] = []
+        self.uploads: list[ManualEvent] = []
         #: What a profiler would have shown, by and by.
         self.labels: deque[str] = deque(maxlen=100)
         self._manual = manual
         self._pinned = pinned
-        self._seconds: dict[Stream, float] = {"compute": compute, "copy": copy}
-        self._last: dict[Stream, FakeEvent | None] = {"compute": None, "copy": None}
-        self._waits: dict[Stream, list[Event]] = {"compute": [], "copy": []}
+        self._uploads = upload is not None
+        self._seconds: dict[Stream, float] = {
+            "compute": compute,
+            "copy": copy,
+            "upload": upload or 0.0,
+        }
+        self._gates = {"compute": self.launches, "copy": self.copies, "upload": self.uploads}
+        self._last: dict[Stream, FakeEvent | None] = dict.fromkeys(self._seconds)
+        self._waits: dict[Stream, list[Event]] = {stream: [] for stream in self._seconds}
         self._revealed: dict[int, list[tuple[Event, _Hidden]]] = {}
         self._given: dict[int, tuple[weakref.ref[torch.Tensor], _Given]] = {}
 
@@ -212,7 +230,7 @@ class FakeDevice:
         gate = None
         if self._manual:
             gate = ManualEvent()
-            (self.launches if stream == "compute" else self.copies).append(gate)
+            self._gates[stream].append(gate)
         with self.lock:
             last = self._last[stream]
             waits, self._waits[stream] = tuple(self._waits[stream]), []
@@ -224,6 +242,11 @@ class FakeDevice:
                 self.clock(),
                 gate,
                 *self._watch(made, read),
+                unchanged=tuple(
+                    (thing.detach(), thing.clone())
+                    for thing in read
+                    if stream == "upload" and isinstance(thing, torch.Tensor)
+                ),
             )
             if last is not None and last.finished is None:
                 last.next = event
@@ -256,6 +279,18 @@ class FakeDevice:
         """The event of latents that were given with `give`."""
         entry = self._given.get(latents.data_ptr())
         return None if entry is None or entry[0]() is None else entry[1]
+
+    def on_host(self, tensor: torch.Tensor) -> bool:
+        """See the driver. Latents that were given with `give` are not, nor their parts."""
+        given = (latents() for latents, _ in self._given.values())
+        memory = tensor.untyped_storage().data_ptr()
+        return self._uploads and not any(
+            one is not None and one.untyped_storage().data_ptr() == memory for one in given
+        )
+
+    def is_pinned(self, tensor: torch.Tensor) -> bool:  # noqa: ARG002
+        """See the driver."""
+        return False
 
     def pinned(self, nbytes: int) -> torch.Tensor:
         """See the driver."""

@@ -10,6 +10,8 @@ from torch import nn
 
 from streamvae import DeviceFrames, NonFiniteError, stream_decode
 from streamvae._pixels import Output
+from streamvae.backends._cuda import CudaDriver
+from streamvae.backends._streamed import StreamedBackend
 from tests import tiny
 
 from . import card
@@ -76,6 +78,70 @@ async def test_frames_on_the_device_may_be_dropped_early(vae: AutoencoderKLWan) 
         del chunk
     frames = torch.cat(copies, 1)
     assert card.equal(frames.float().cpu().numpy(), card.whole(vae, z, "float32"))
+
+
+def _streams() -> list[torch.cuda.Stream]:
+    """Streams as people get them: of more than one priority."""
+    return [
+        torch.cuda.Stream(card.DEVICE),
+        torch.cuda.Stream(card.DEVICE, priority=-1),
+        torch.cuda.Stream(card.DEVICE, priority=-2),
+    ]
+
+
+@pytest.mark.parametrize("of_frames", [False, True])
+@pytest.mark.parametrize("which", [0, 1, 2])
+async def test_frames_on_the_device_dropped_on_any_stream(which: int, of_frames: bool) -> None:
+    """A consumer may read on a stream of its own, drop the chunk, and owes nothing."""
+    vae = tiny.wan21().to(card.DEVICE, torch.float32)
+    z = card.latents(vae, 12, 24, 24)
+    expected = card.whole(vae, z, "float32")
+    await stream_decode(z, vae).collect()
+    side, copies = _streams()[which], list[torch.Tensor]()
+    async for chunk in stream_decode(z, vae, output="device").chunks():
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(3 * card.CYCLES)
+            if of_frames:
+                copies += [frame.data[None, None].clone() for frame in chunk.frames(None)]
+            else:
+                copies.append(chunk.data.clone())  # type: ignore[union-attr, arg-type]
+        del chunk
+    torch.cuda.synchronize()
+    assert card.equal(torch.cat(copies, 1).cpu().numpy(), expected)
+
+
+class KeepsToItself(CudaDriver):
+    """Gives frames out without a word to the allocator."""
+
+    def give_out(self, tensor: torch.Tensor) -> None:
+        """Say nothing."""
+
+
+async def test_control_frames_dropped_on_another_stream_are_overwritten() -> None:
+    """Guards the test above: without it, the next chunk is written over what is being read."""
+    vae = tiny.wan21().to(card.DEVICE, torch.float32)
+    z = card.latents(vae, 12, 24, 24)
+    expected = card.whole(vae, z, "float32")
+    side, copies = torch.cuda.Stream(card.DEVICE), list[torch.Tensor]()
+    backend = StreamedBackend(KeepsToItself(card.DEVICE))
+    async for chunk in stream_decode(z, vae, output="device", backend=backend).chunks():
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(3 * card.CYCLES)
+            copies.append(chunk.data.clone())  # type: ignore[union-attr, arg-type]
+        del chunk
+    torch.cuda.synchronize()
+    assert not card.equal(torch.cat(copies, 1).cpu().numpy(), expected)
+
+
+def test_every_stream_of_torch_s_is_known() -> None:
+    """Whatever stream torch hands out from now on is one that frames are safe on."""
+    driver = CudaDriver(card.DEVICE)
+    known = {stream.stream_id for stream in driver._readers}
+    own = {driver._compute.stream_id, driver._copy.stream_id, driver._upload.stream_id}
+    for priority in (0, -1, -2, -3):
+        for _ in range(70):
+            stream = torch.cuda.Stream(card.DEVICE, priority=priority)
+            assert stream.stream_id in known | own
 
 
 async def test_an_overflow_is_named() -> None:

@@ -197,10 +197,12 @@ async def test_without_page_locked_memory(
     assert len([record for record in caplog.records if record.name == "streamvae"]) == 1
 
 
-async def test_no_hidden_wait_for_the_device(vae: AutoencoderKLWan) -> None:
-    """Nothing between latents on the device and frames on the host makes a thread wait for it."""
+@pytest.mark.parametrize("host", [False, True])
+async def test_no_hidden_wait_for_the_device(vae: AutoencoderKLWan, host: bool) -> None:
+    """Nothing between latents, wherever they are, and frames on the host makes a thread wait."""
     z = card.latents(vae, 6)
     expected = card.whole(vae, z)
+    z = z.cpu() if host else z
     await stream_decode(z, vae).collect()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that the mode is a prototype

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -109,7 +108,7 @@ class Unstoppable(Steps):
 
 def source(pipe: object, **call: object) -> PipelineSource:
     """A source over it."""
-    return PipelineSource(pipe, call, lambda _: None, contextlib.nullcontext)
+    return PipelineSource(pipe, call, lambda _: None)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def attend(block: Attention, x: torch.Tensor) -> None:
     block.norm.launch(x, Frames.of(normed), silu=False)
     channels = x.shape[-1]
     for frame, given in zip(x.view(x.shape[0], -1, channels), normed, strict=True):
-        qkv = functional.linear(given.view(-1, channels), *block.qkv)
+        qkv = functional.linear(given.view(-1, channels), *_beside(x, block.qkv))
         query, key, value = qkv.chunk(3, 1)
         query = query * channels**-0.5
         pixels = query.shape[0]
@@ -30,4 +30,9 @@ def attend(block: Attention, x: torch.Tensor) -> None:
         mixed = torch.empty_like(value, memory_format=torch.contiguous_format)
         for rows, to in zip(query.chunk(blocks), mixed.chunk(blocks), strict=True):
             torch.mm(torch.softmax(rows @ key.T, -1), value, out=to)
-        frame.add_(functional.linear(mixed, *block.projection))
+        frame.add_(functional.linear(mixed, *_beside(x, block.projection)))
+
+
+def _beside(x: torch.Tensor, weights: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """The weights themselves, but where a run on meta only looks for what would be launched."""
+    return tuple(weight.to(x.device) for weight in weights) if x.is_meta else weights
