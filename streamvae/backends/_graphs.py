@@ -6,7 +6,6 @@ import contextlib
 import functools
 import logging
 import os
-import threading
 import weakref
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,13 +13,14 @@ from typing import TypeVar
 import torch
 
 from streamvae._errors import UsageError
+from streamvae._locks import fork_safe_lock
 
 _log = logging.getLogger("streamvae")
 
 T = TypeVar("T")
 
 #: One capture at a time in a process: captures on several devices share the caching allocator.
-_CAPTURING = threading.Lock()
+_CAPTURING = fork_safe_lock()
 
 #: Sets what idle graphs may keep, in bytes.
 VARIABLE = "STREAMVAE_IDLE_GRAPH_BYTES"

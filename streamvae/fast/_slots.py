@@ -6,7 +6,6 @@ the next one, within bounds.
 
 from __future__ import annotations
 
-import threading
 import weakref
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from streamvae._graphs import Graph, Graphs
+from streamvae._locks import fork_safe_lock
 
 #: What a graph is recorded for: shape of a picture's latents, dtype, device, and torch's switches.
 Key = tuple[object, ...]
@@ -65,7 +65,7 @@ class Slots:
     """The idle slots of one autoencoder."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
         self._idle: list[tuple[Slot, Graphs]] = []
 
     def take(self, key: Key, weights: tuple[int, ...]) -> Slot | None:
@@ -115,7 +115,7 @@ def _places(slot: Slot) -> tuple[int, ...]:
 
 
 _SLOTS: weakref.WeakKeyDictionary[nn.Module, Slots] = weakref.WeakKeyDictionary()
-_LOCK = threading.Lock()
+_LOCK = fork_safe_lock()
 
 
 def slots_of(module: nn.Module) -> Slots:
