@@ -210,10 +210,8 @@ class Worker(_Place):
 
     def _serve(self) -> None:
         """Start the thread, if there is none."""
-        if self._thread is not None:
-            return
         thread = threading.Thread(target=self._work, name=self.name, daemon=True)
-        if self._thread is not None:  # by a finalizer, in the line before
+        if self._thread is not None:  # meanwhile, maybe by a finalizer in the line before
             return
         self._thread = thread
         _process.threads[thread] = self

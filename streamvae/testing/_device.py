@@ -195,10 +195,9 @@ class FakeDevice:
         self._failures.append((call, stream, error))
 
     def _enter(self, call: DriverCall, stream: Stream) -> None:
-        for failure in self._failures:
-            if failure[0] == call and failure[1] in {None, stream}:
-                self._failures.remove(failure)
-                raise failure[2]
+        for number, (failing, where, _) in enumerate(self._failures):
+            if failing == call and where in {None, stream}:
+                raise self._failures.pop(number)[2]
 
     @contextlib.contextmanager
     def on(self, stream: Stream) -> Iterator[None]:
