@@ -33,6 +33,8 @@ T = TypeVar("T")
 
 #: Seconds, twice, that calls get to end at exit: first by themselves, then by ``SystemExit``.
 GRACE = 1.0
+#: Seconds between two looks whether they have.
+_LOOK = 0.001
 
 
 class _Place:
@@ -77,11 +79,23 @@ class _Process:
         for worker in threads.values():
             worker.withdraw()
         with contextlib.suppress(KeyboardInterrupt):  # somebody is in a hurry
-            _join(threads)
+            self._wait(threads)
         with contextlib.suppress(KeyboardInterrupt):
             for thread in threads:
-                _interrupt(thread)
-            _join(threads)
+                if thread in self.threads:
+                    _interrupt(thread)
+            self._wait(threads)
+
+    def _wait(self, threads: dict[threading.Thread, Worker]) -> None:
+        """Wait for `GRACE` seconds at most; not for those that wait for the outside world.
+
+        Not by ``join()``: interrupted, it takes the thread for one that has ended (Python 3.11).
+        """
+        deadline = time.monotonic() + GRACE
+        while time.monotonic() < deadline and any(
+            thread in self.threads and not worker.parked for thread, worker in threads.items()
+        ):
+            time.sleep(_LOOK)
 
     def _renew(self) -> None:
         """Forget the calls and the threads that run in the parent."""
@@ -253,21 +267,12 @@ class Worker(_Place):
         self.parked = self.parked and here
 
 
-def _join(threads: dict[threading.Thread, Worker]) -> None:
-    """Wait, for `GRACE` seconds in all; not for those who wait for the outside world."""
-    deadline = time.monotonic() + GRACE
-    for thread, worker in threads.items():
-        if not worker.parked:
-            thread.join(max(0.0, deadline - time.monotonic()))
-
-
 def _interrupt(thread: threading.Thread) -> None:
-    """Have ``thread``, if it still runs, raise ``SystemExit`` before its next step."""
-    if thread.is_alive() and thread.ident is not None:
-        import ctypes
+    """Have ``thread`` raise ``SystemExit`` before its next step."""
+    import ctypes
 
-        ident, error = ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, error)
+    ident, error = ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, error)
 
 
 def fulfil(future: Future[T], call: Callable[[], T]) -> None:

@@ -109,11 +109,11 @@ begun.wait()
 atexit.unregister(_threads._process.end)
 @atexit.register
 def look():
-    print(running.done(), queued.cancelled(), threading.active_count())
+    print(running.done(), queued.cancelled(), len(_threads._process.threads))
 atexit.register(_threads._process.end)
 sys.exit(3)
 """
-    assert run(program, times=1) == [(3, "True True 1\n", "")]
+    assert run(program, times=1) == [(3, "True True 0\n", "")]
 
 
 @pytest.mark.parametrize("waits", ["idle", "parked", "closed"])
@@ -153,7 +153,7 @@ begun.wait()
 
 
 def test_calls_of_the_last_moment() -> None:
-    """On the way out the main thread may still decode; daemon threads begin nothing more."""
+    """On the way out the main thread may still use a worker; daemon threads begin nothing more."""
     program = """
 tried, refused = threading.Event(), []
 def late():
@@ -164,14 +164,14 @@ def late():
 worker = Worker("busy")
 atexit.unregister(_threads._process.end)
 @atexit.register
-def decode():
-    print(collect(tagged_latents(3), TagCodec())[0].shape[0], tried.wait(30), refused)
+def use():
+    print(worker.submit(int, "4").result(30), tried.wait(30), refused)
     _threads._process.end()  # what began since
 threading.Thread(target=late, daemon=True).start()
 atexit.register(_threads._process.end)
-print(collect(tagged_latents(3), TagCodec())[0].shape[0])
+print(worker.submit(int, "3").result(30))
 """
-    assert run(program, times=1) == [(0, "3\n3 True [True]\n", "")]
+    assert run(program, times=1) == [(0, "3\n4 True [True]\n", "")]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -83,6 +83,18 @@ def decodes() -> bool:
     return [int(one.flat[0]) for one in collect(latents, codec)[0]] == codec.expected(latents)
 
 
+def enters(pipe: object) -> bool:
+    """A call of a pipeline."""
+    with _generate._alone(pipe, lambda: False):
+        return True
+
+
+def free(lock: Any) -> bool:
+    """Whether it can be had."""
+    with lock:
+        return True
+
+
 LOCKS: dict[str, tuple[Callable[[], Any], Callable[[], bool]]] = {
     "rehearsal": (lambda: _rehearsal._one_at_a_time, plans),
     "hashes": (
@@ -91,13 +103,13 @@ LOCKS: dict[str, tuple[Callable[[], Any], Callable[[], bool]]] = {
     ),
     "threads": (lambda: _threads._lock, decodes),
     "backends": (lambda: backends._lock, decodes),
-    "pipelines": (lambda: _generate._lock, lambda: _generate._lock.acquire(timeout=5)),
+    "pipelines": (lambda: _generate._lock, lambda: enters(torch.nn.Identity())),
     "swaps": (
         lambda: _swapped._LOCKS_LOCK,
         lambda: bool(walk(codec_for(magvit()), noise(1, 4, 2, 2, 2)).numel()),
     ),
     "slots": (lambda: _slots._LOCK, lambda: _slots.release() == 0),
-    "capture": (lambda: _graphs._CAPTURING, lambda: _graphs._CAPTURING.acquire(timeout=5)),
+    "capture": (lambda: _graphs._CAPTURING, lambda: free(_graphs._CAPTURING)),
 }
 
 
@@ -269,12 +281,7 @@ def test_a_pipeline_that_another_thread_is_in() -> None:
     """A child may call a pipeline that a thread of its parent was in the middle of."""
     pipe = torch.nn.Identity()
     with held(_generate._alone(pipe, lambda: False)):
-        assert in_child(lambda: _enters(pipe))
-
-
-def _enters(pipe: object) -> bool:
-    with _generate._alone(pipe, lambda: False):
-        return True
+        assert in_child(lambda: enters(pipe))
 
 
 def test_a_host_s_backend_in_the_middle_of_a_launch() -> None:
