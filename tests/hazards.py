@@ -171,8 +171,9 @@ HAZARDS = (
         ),
         (
             "_turns.py",
-            "        over = [one for one in leaving if _over(one.event)]\n        with self._lock:\n",
-            "        with self._lock:\n            over = [one for one in leaving if _over(one.event)]\n",
+            "        over = [one for one in leaving if _over(one.event)]\n",
+            "        with self._lock:\n"
+            "            over = [one for one in leaving if _over(one.event)]\n",
         ),
     ),
     hazard(

@@ -329,7 +329,7 @@ def test_a_launch_that_cannot_begin(call: DriverCall) -> None:
 
 @pytest.mark.parametrize("call", ["wait", "begin", "copy", "record"])
 def test_a_slot_is_not_kept_by_an_error(call: DriverCall) -> None:
-    """A copy that fails anywhere gives its place back, whoever keeps the error; its memory stays."""
+    """A copy that fails gives its place back, whoever keeps the error; its memory stays."""
     backend = FakeBackend(manual=True)
     handle, ready = launch(backend, 5)
     errors: list[BaseException] = []
