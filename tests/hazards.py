@@ -172,8 +172,10 @@ HAZARDS = (
         (
             "_turns.py",
             "        over = [one for one in leaving if _over(one.event)]\n",
-            "        with self._lock:\n"
-            "            over = [one for one in leaving if _over(one.event)]\n",
+            (
+                "        with self._lock:\n"
+                "            over = [one for one in leaving if _over(one.event)]\n"
+            ),
         ),
     ),
     hazard(
