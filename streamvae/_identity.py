@@ -6,7 +6,6 @@ Hashes are SHA-256 of names, dtypes, shapes and bytes. They block: for a thread,
 from __future__ import annotations
 
 import hashlib
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from ._locks import fork_safe_lock
 
 #: The hash of what cannot be hashed: it proves nothing.
 UNKNOWN = "unknown"
@@ -113,7 +114,7 @@ class _Known:
     """Hashes of modules, good for as long as their tensors are the same and unchanged."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = fork_safe_lock()
         self.of: weakref.WeakKeyDictionary[torch.nn.Module, tuple[list[_Seen], str]]
         self.of = weakref.WeakKeyDictionary()
 

@@ -39,9 +39,9 @@ class Pace:
         """A chunk is running from now on, alone or as the next one."""
         self._since = self._clock()
 
-    def launched(self, since: float) -> None:
-        """Note that a chunk let in at ``since`` is launched now."""
-        self._launching.append(self._clock() - since)
+    def launched(self, seconds: float) -> None:
+        """Note that a chunk was launched so long after it was let in."""
+        self._launching.append(seconds)
 
     def ended(self) -> None:
         """Note that the running chunk is over."""

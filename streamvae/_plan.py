@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from ._locks import fork_safe_lock
 from ._pixels import Kind, Output
 
 #: Buffers that a device copies into.
@@ -73,7 +74,7 @@ class Plan:
     _rehearse: Callable[[], Rehearsed | None] = field(repr=False)
     _counted: list[tuple[int, ...] | None] = field(default_factory=list, init=False, repr=False)
     _found: list[Rehearsed | None] = field(default_factory=list, init=False, repr=False)
-    _lock: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False)
+    _lock: threading.RLock = field(default_factory=fork_safe_lock, init=False, repr=False)
 
     @property
     def frames(self) -> tuple[int, ...] | None:

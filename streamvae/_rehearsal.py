@@ -8,7 +8,6 @@ formula here that a family could outgrow.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -18,6 +17,7 @@ import torch
 
 from ._bands import bands_of
 from ._ledger import Ledger
+from ._locks import fork_safe_lock
 from ._pixels import Output, all_finite, render
 from ._plan import Plan, Rehearsed
 from .abc import Banded, ChunkPlan, Codec
@@ -35,7 +35,7 @@ _DRAINS = 128
 _PERIOD = 8
 
 #: torch keeps a flag for the whole process while a dispatch mode is on.
-_one_at_a_time = threading.Lock()
+_one_at_a_time = fork_safe_lock()
 
 
 @runtime_checkable

@@ -16,13 +16,15 @@ ticket is served in the order of asking, whatever it is.
 from __future__ import annotations
 
 import contextlib
-import threading
 import weakref
+from collections import deque
 from collections.abc import Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Literal
 
 from ._events import Event
+from ._locks import fork_safe_lock
 from ._pace import Pace
 
 #: ``"final"``: frames that are kept. ``"preview"``: frames that somebody may look at meanwhile.
@@ -77,11 +79,15 @@ class Turnstile:
     def __init__(self, limit: int, pace: Pace | None = None) -> None:
         self._limit = limit
         self._pace = pace
-        self._lock = threading.RLock()  # re-entered when a collection frees a ticket inside it
+        self._lock = fork_safe_lock()
         # Waiting tickets are held weakly: one whose loop died must not block the others for ever.
         self._waiting: list[weakref.ref[Ticket]] = []
         self._inside = 0
-        self._leaving: list[Event] = []
+        #: Those that gave their place back, what it is kept until, and when they did. Collections
+        #: free tickets too, so it is done without the lock: see Note [Locks and finalizers].
+        self._given_back: deque[tuple[Ticket, Event | None, float]] = deque()
+        #: Places kept until an event.
+        self._leaving: list[_Leaving] = []
 
     def take(self, line: Line | None = None) -> Ticket:
         """Queue up; the ticket's ``query()`` is true once it is its turn.
@@ -98,22 +104,50 @@ class Turnstile:
     @property
     def inside(self) -> int:
         """How many are through and have not left."""
+        self._reap()
         with self._lock:
-            self._reap()
             return self._inside
 
+    def leave(self, ticket: Ticket, after: Event | None) -> None:
+        """Take note that ``ticket`` gives its place back, from wherever a collection runs."""
+        self._given_back.append((ticket, after, 0.0 if self._pace is None else self._pace.now()))
+
     def _reap(self) -> None:
-        still = [event for event in self._leaving if not _over(event)]
-        over = len(self._leaving) - len(still)
-        self._inside -= over
-        self._leaving = still
-        if over and self._pace is not None:
-            self._pace.ended()
-            self._pace.began()  # the next one, if there is one
+        """Free the places that were given back and whose events have happened."""
+        with self._lock:
+            self._sort_out()
+            leaving = tuple(self._leaving)
+        # Not under the lock: it is the device's code. See Note [Locks and finalizers].
+        over = [one for one in leaving if _over(one.event)]
+        with self._lock:
+            # Others may have looked meanwhile: each place is freed once.
+            still = [one for one in self._leaving if one not in over]
+            freed = len(self._leaving) - len(still)
+            self._inside -= freed
+            self._leaving = still
+            if freed and self._pace is not None:
+                self._pace.ended()
+                self._pace.began()  # the next one, if there is one
+
+    def _sort_out(self) -> None:
+        """Act on what `leave` has noted; the first time counts."""
+        while self._given_back:
+            ticket, after, moment = self._given_back.popleft()
+            if ticket._left:
+                continue
+            ticket._left = True
+            if not ticket._through:
+                continue
+            if after is None:
+                self._inside -= 1
+                continue
+            self._leaving.append(_Leaving(after))
+            if self._pace is not None:
+                self._pace.launched(moment - ticket._since)
 
     def _admit(self) -> None:
+        self._reap()
         with self._lock:
-            self._reap()
             while self._inside < self._limit and self._due():
                 ticket = self._next()
                 if ticket is None:
@@ -160,26 +194,22 @@ class Ticket:
 
     def leave(self, after: Event | None = None) -> None:
         """Give the place back, at once or as soon as ``after`` has happened. Idempotent."""
-        turnstile = self._turnstile
-        with turnstile._lock:
-            if self._left:
-                return
-            self._left = True
-            if not self._through:
-                return
-            if after is None:
-                turnstile._inside -= 1
-            else:
-                turnstile._leaving.append(after)
-                if turnstile._pace is not None:
-                    turnstile._pace.launched(self._since)
+        self._turnstile.leave(self, after)
 
     def _precedence(self) -> int:
         """The lowest goes first, among equals the one that came first."""
         return self._rank if self._overtaken < PATIENCE else -1
 
     def __del__(self) -> None:
-        self.leave()
+        if self._through and not self._left:
+            self.leave()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Leaving:
+    """A place that was given back behind an event."""
+
+    event: Event
 
 
 def _over(event: Event) -> bool:

@@ -5,6 +5,8 @@ import gc
 import random
 import threading
 
+import pytest
+
 from streamvae._turns import PATIENCE, Line, Ticket, Turnstile, current_line, in_line
 from streamvae.testing import ManualEvent
 
@@ -203,3 +205,97 @@ def test_thousands_of_tickets_from_several_threads() -> None:
     assert sorted(served) == [0, 1, 2, 3]
     assert max(most) <= limit
     assert turnstile.inside == 0
+
+
+class _Device:
+    """A device whose calls hold a lock, as the fake one's do: its events are queried under it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.asked = threading.Event()
+        self.over = False
+
+    def query(self) -> bool:
+        """Whether it is over; waits for whoever holds the device."""
+        self.asked.set()
+        with self.lock:
+            return self.over
+
+
+@pytest.mark.parametrize("freed", ["reference", "cycle"])
+@pytest.mark.parametrize("same", [True, False])
+def test_a_finalizer_waits_for_nobody(freed: str, same: bool) -> None:
+    """A ticket may be collected by who holds a device's lock, while another queries its event."""
+    device, turnstile = _Device(), Turnstile(2)
+    running, dropped = turnstile.take(), (turnstile if same else Turnstile(2)).take()
+    assert running.query()
+    assert dropped.query()
+    running.leave(after=device)
+    kept: list[object] = [dropped]
+    if freed == "cycle":
+        kept.append(kept)
+    del dropped
+    asking = threading.Thread(target=lambda: turnstile.take().query(), daemon=True)
+
+    def collect() -> None:
+        nonlocal kept
+        with device.lock:
+            asking.start()
+            device.asked.wait(30)
+            del kept
+            gc.collect()
+
+    collecting = threading.Thread(target=collect, daemon=True)
+    collecting.start()
+    for thread in (collecting, asking):
+        thread.join(30)
+        assert not thread.is_alive(), "they wait for each other"
+    device.over = True
+    assert turnstile.inside == 0
+
+
+def test_a_device_that_is_slow_to_answer_holds_nobody() -> None:
+    """While an event is queried others queue up, leave and look, also in the same turnstile."""
+    device, turnstile = _Device(), Turnstile(2)
+    running, other = turnstile.take(), turnstile.take()
+    assert running.query()
+    assert other.query()
+    running.leave(after=device)
+    asking = threading.Thread(target=lambda: turnstile.inside, daemon=True)
+    done = threading.Event()
+
+    def use() -> None:
+        turnstile.take().leave()
+        other.leave()
+        done.set()
+
+    with device.lock:
+        asking.start()
+        assert device.asked.wait(30)
+        using = threading.Thread(target=use, daemon=True)
+        using.start()
+        assert done.wait(30)
+    asking.join(30)
+    device.over = True
+    assert turnstile.inside == 0
+
+
+def test_a_place_is_freed_once_however_many_look() -> None:
+    """Two threads that see the same event happen free one place."""
+    together = threading.Barrier(2)
+
+    class Both:
+        def query(self) -> bool:
+            together.wait(30)  # both have asked before either of them acts on it
+            return True
+
+    turnstile = Turnstile(3)
+    tickets = [turnstile.take() for _ in range(3)]
+    assert all(ticket.query() for ticket in tickets)
+    tickets[0].leave(after=Both())
+    threads = [threading.Thread(target=lambda: turnstile.inside) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert turnstile.inside == 2

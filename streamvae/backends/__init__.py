@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 
 import torch
 
 from streamvae._errors import DeviceError
 from streamvae._events import Event
+from streamvae._locks import fork_safe_lock
 from streamvae.abc import Backend
 
 from ._cuda import cuda_backend, free_bytes, mark
@@ -19,18 +19,9 @@ __all__ = ["for_device", "free_bytes", "mark", "mark_weights"]
 
 logger = logging.getLogger("streamvae")
 
-_lock = threading.Lock()
+_lock = fork_safe_lock()
 #: Keyed by process too: a forked child has its parent's objects, and none of its threads.
 _backends: dict[tuple[int, torch.device], Backend] = {}
-
-
-def _new_lock() -> None:
-    global _lock  # noqa: PLW0603  # another thread of the parent may have held the old one
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_new_lock)
 
 
 def for_device(device: torch.device | str) -> Backend:

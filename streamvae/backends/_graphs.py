@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
+
+from streamvae._locks import fork_safe_lock
 
 from . import _libcuda
 
@@ -31,7 +32,7 @@ _log = logging.getLogger("streamvae")
 T = TypeVar("T")
 
 #: One capture at a time in a process: captures on several devices share the caching allocator.
-_CAPTURING = threading.Lock()
+_CAPTURING = fork_safe_lock()
 
 
 class CudaGraph:

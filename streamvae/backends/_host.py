@@ -112,10 +112,14 @@ class HostBackend:
         if not isinstance(handle, Rendered):
             slot.leave()
             return None
-        _wait(ready)
-        pixels = handle.pixels.cpu().numpy()
-        pixels.flags.writeable = False
-        latents_finite, pixels_finite = handle.finite.tolist()
+        try:
+            _wait(ready)
+            pixels = handle.pixels.cpu().numpy()
+            pixels.flags.writeable = False
+            latents_finite, pixels_finite = handle.finite.tolist()
+        except BaseException:
+            slot.leave()  # not with the error, which somebody may keep
+            raise
         return HostCopy(Downloaded(pixels, latents_finite, pixels_finite, handle.picture), slot)
 
     def collect(self, copy: Copy) -> Future[Downloaded]:

@@ -86,6 +86,12 @@ class _Flight:
     collected: bool = False
     abandoned: bool = False
 
+    def abandon(self) -> None:
+        """Have its place and its memory come back after its event. A finalizer may do it."""
+        if not self.collected:
+            self.abandoned = True
+            self.ticket.leave(after=self.done)
+
 
 class _Copy:
     """The caller's end of a flight; dropping it without collecting abandons the flight."""
@@ -95,9 +101,7 @@ class _Copy:
         self.done = flight.done
 
     def __del__(self) -> None:
-        if not self.flight.collected:
-            self.flight.abandoned = True
-            self.flight.ticket.leave(after=self.flight.done)
+        self.flight.abandon()
 
 
 @dataclass(slots=True, eq=False)
@@ -232,10 +236,18 @@ class StreamedBackend:
                 made = () if rendered is None else (rendered.pixels, rendered.finite)
         finally:
             # Also when work() raised: kernels it had launched still read the latents.
-            ready = self._driver.record("compute", made=made, read=hold)
-            held.event = ready
-            turn.leave(after=ready)
+            ready = self._fence(turn, held, made)
         return _Made(rendered, ready, label), ready
+
+    def _fence(self, turn: Ticket, held: _Hold, made: tuple[torch.Tensor, ...]) -> Event:
+        """Keep what a launch reads until its event, and the turn too: that goes on in any case."""
+        try:
+            held.event = ready = self._driver.record("compute", made=made, read=held.things)
+        except BaseException:
+            turn.leave()  # not with the error, which somebody may keep
+            raise
+        turn.leave(after=ready)
+        return ready
 
     def _run(self, work: Callable[[], T]) -> T:
         with self._driver.on("compute"):
@@ -278,6 +290,13 @@ class StreamedBackend:
         source, flight.source = flight.source, None
         if source is None:
             raise ValueError("expected a copy that is not collected yet, got one that is")
+        try:
+            return self._copy_out(flight, source)
+        except BaseException:
+            flight.abandon()  # not with the error, which somebody may keep
+            raise
+
+    def _copy_out(self, flight: _Flight, source: Rendered) -> Downloaded:
         self._unmeasured.append(flight.done)
         self._measure()
         pixels, finite = _views(flight.buffer, source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from streamvae._locks import fork_safe_lock, renew_after_fork
 from streamvae.abc import ChunkPlan
 
 from ._partition import Partition
@@ -94,44 +94,53 @@ class Magvit(Partition):
         nothing: list[object] = [None] * len(places)
         # Not a copy: a kept traceback would know it, and it could not be emptied.
         entries = nothing if state is None else cast("list[object]", state)
-        with _lock(self.module), _swapped(places, entries):
+        with _swap(self.module)(places, entries):
             frames: torch.Tensor = self.vae.decoder(latents)
             kept = [_needed(part) for part in places]
         return frames, kept
 
 
+class _Swap:
+    """Whose turn it is to have its state on a module, and what was there before."""
+
+    def __init__(self) -> None:
+        self._before: list[tuple[nn.Module, object]] = []
+        self._thread = 0
+        self._lock = fork_safe_lock()
+        renew_after_fork(self, _Swap._renew)
+
+    @contextmanager
+    def __call__(self, places: list[nn.Module], entries: list[object]) -> Iterator[None]:
+        """Give each module its entry for now; afterwards what it had, on every way out."""
+        with self._lock:
+            self._thread = threading.get_ident()
+            self._before = [(part, cast("Any", part).prev_features) for part in places]
+            try:
+                for part, entry in zip(places, entries, strict=True):
+                    cast("Any", part).prev_features = entry
+                yield
+            finally:
+                self._undo()
+
+    def _undo(self) -> None:
+        for part, features in self._before:
+            cast("Any", part).prev_features = features
+        self._before = []
+
+    def _renew(self) -> None:
+        """Leave the module as the thread would have that goes on in the parent only."""
+        if self._thread != threading.get_ident():
+            self._undo()
+
+
 #: One for each autoencoder: codecs of one module are many, and may run on several threads.
-_LOCKS: WeakKeyDictionary[nn.Module, threading.Lock] = WeakKeyDictionary()
-_LOCKS_LOCK = threading.Lock()
+_SWAPS: WeakKeyDictionary[nn.Module, _Swap] = WeakKeyDictionary()
+_LOCKS_LOCK = fork_safe_lock()
 
 
-def _in_child() -> None:
-    """Forget locks that a thread of the parent may have held when it forked: it is not here."""
-    global _LOCKS_LOCK  # noqa: PLW0603  # one for the whole process
-    _LOCKS_LOCK = threading.Lock()
-    _LOCKS.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
-
-
-def _lock(module: nn.Module) -> threading.Lock:
+def _swap(module: nn.Module) -> _Swap:
     with _LOCKS_LOCK:
-        return _LOCKS.setdefault(module, threading.Lock())
-
-
-@contextmanager
-def _swapped(places: list[nn.Module], entries: list[object]) -> Iterator[None]:
-    """Give each module its entry for now; afterwards what it had, on every way out."""
-    before = [cast("Any", part).prev_features for part in places]
-    try:
-        for part, entry in zip(places, entries, strict=True):
-            cast("Any", part).prev_features = entry
-        yield
-    finally:
-        for part, entry in zip(places, before, strict=True):
-            cast("Any", part).prev_features = entry
+        return _SWAPS.setdefault(module, _Swap())
 
 
 def _needed(part: nn.Module) -> object:

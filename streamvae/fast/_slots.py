@@ -6,7 +6,6 @@ stay with their autoencoder for the next one.
 
 from __future__ import annotations
 
-import threading
 import weakref
 from dataclasses import dataclass
 from typing import NamedTuple, cast
@@ -16,6 +15,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from streamvae._graphs import Graph
+from streamvae._locks import fork_safe_lock
 from streamvae.codecs import State
 
 from ._fingerprint import Fingerprint
@@ -94,7 +94,7 @@ def copy_containers(state: State) -> State:
 
 #: By autoencoder, those that no walk has; they go when it goes.
 _idle: weakref.WeakKeyDictionary[nn.Module, list[Slot]] = weakref.WeakKeyDictionary()
-_LOCK = threading.Lock()
+_LOCK = fork_safe_lock()
 
 
 def idle_slots(module: nn.Module) -> tuple[Slot, ...]:

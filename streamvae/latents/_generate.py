@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ import torch
 
 from .._caller import CallerContext, ThreadState
 from .._errors import LatentsError
+from .._locks import fork_safe_lock
 from .._threads import Worker, outcome, parked
 from ._call import takes
 from ._source import Mark, Piece
@@ -25,20 +25,9 @@ _CALLBACKS = ("callback_on_step_end", "callback")
 #: Seconds between two looks, and two tries to halt a pipeline that forgot the first one.
 _AGAIN = 0.05
 
-_lock = threading.Lock()
+_lock = fork_safe_lock()
 #: A pipeline's scheduler belongs to one call at a time.
-_busy: weakref.WeakKeyDictionary[object, threading.Lock] = weakref.WeakKeyDictionary()
-
-
-def _in_child() -> None:
-    # Another thread of the parent may have held a lock, and its calls do not go on here.
-    global _lock  # noqa: PLW0603  # one table for the whole process
-    _lock = threading.Lock()
-    _busy.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+_busy: weakref.WeakKeyDictionary[object, threading.RLock] = weakref.WeakKeyDictionary()
 
 
 class PipelineSource:
@@ -117,7 +106,7 @@ class _Run:
         self._pipe = cast("Any", pipe)
         self._call = dict(call)
         self._mark = mark
-        self._lock = threading.RLock()  # `halt` may come from a collection, inside `halt`
+        self._lock = fork_safe_lock()
         self._inside = False
         self._halted = False
         self._asked = False
@@ -134,12 +123,15 @@ class _Run:
     def halt(self) -> None:
         """End as soon as the step that is running ends. Idempotent; again where it was forgotten.
 
-        A pipeline forgets it when its call begins.
+        A pipeline forgets it when its call begins. A finalizer may do it: it never waits.
         """
-        with self._lock:
-            self._halted = True
-            if self._inside and hasattr(type(self._pipe), "interrupt"):
-                self._pipe._interrupt = True
+        self._halted = True
+        if self._lock.acquire(blocking=False):  # else the call begins or ends just now
+            try:
+                if self._inside and hasattr(type(self._pipe), "interrupt"):
+                    self._pipe._interrupt = True
+            finally:
+                self._lock.release()
 
     def halted(self) -> bool:
         """Whether it is to end."""
@@ -194,7 +186,7 @@ class _Run:
 def _alone(pipe: object, given_up: Callable[[], bool]) -> Iterator[None]:
     """Wait until no other stream's call of ``pipe`` is running, or until that is given up."""
     with _lock:
-        mine = _busy.setdefault(pipe, threading.Lock())
+        mine = _busy.setdefault(pipe, fork_safe_lock())
     held = mine.acquire(blocking=False)
     while not held and not given_up():
         with parked():

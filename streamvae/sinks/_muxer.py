@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -15,6 +14,8 @@ from av.audio.stream import AudioStream
 from av.packet import Packet
 from av.stream import Stream
 from av.video.stream import VideoStream
+
+from streamvae._locks import fork_safe_lock
 
 from ._codecs import Container
 from ._output import Output
@@ -55,7 +56,7 @@ class Muxer:
         self.closed = False
         #: Whether it is closed, with all that it was given.
         self.whole = False
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
         self._output = Output(file, settle)
         self._container = av.open(
             self._output, "w", format=container.format, options=dict(container.options)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Protocol
 
 from streamvae._errors import ClosedError
+from streamvae._locks import fork_safe_lock
 
 from ._codecs import Container
 from ._partial import Partial
@@ -50,7 +50,7 @@ class SharedFile:
         self.sinks = 1
         self.muxer: Muxer | None = None
         self._partial = partial
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
         self._tracks: list[Track] = []
         self._open: set[int] = set()
         self._ended: set[int] = set()

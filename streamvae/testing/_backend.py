@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 
 import torch
 
 from streamvae._events import Event
+from streamvae._locks import fork_safe_lock
 from streamvae._turns import Ticket
 from streamvae.abc import Copy, Downloaded, Rendered
-from streamvae.backends._streamed import MAX_PINNED_BYTES, StreamedBackend, _Copy
+from streamvae.backends._streamed import MAX_PINNED_BYTES, Stream, StreamedBackend, _Copy
 from streamvae.backends._uploads import Uploads
 
-from ._device import FakeDevice, ManualEvent, poison
+from ._device import DriverCall, FakeDevice, ManualEvent, poison
 from ._graphs import FakeGraphs
 
 
@@ -103,6 +104,12 @@ class FakeBackend(StreamedBackend):
         """Uploads that are not finished."""
         return self.uploads._slots.inside
 
+    def fail_next(
+        self, call: DriverCall, error: Exception, *, stream: Stream | None = None
+    ) -> None:
+        """See `FakeDevice.fail_next`."""
+        self.fake.fail_next(call, error, stream=stream)
+
     def give(self, latents: object) -> ManualEvent:
         """See `FakeDevice.give`."""
         if not isinstance(latents, torch.Tensor):
@@ -153,23 +160,22 @@ class Census:
     """Counts objects that are alive, and the most there ever were."""
 
     def __init__(self) -> None:
-        self.alive = 0
         self.peak = 0
         self.total = 0
-        # Re-entrant: a collection inside it may end other things that are counted.
-        self._lock = threading.RLock()
+        self._lock = fork_safe_lock()
+        self._ended: deque[None] = deque()
 
     def add(self, thing: object) -> None:
         """Count ``thing`` until it is collected."""
         with self._lock:
-            self.alive += 1
             self.total += 1
             self.peak = max(self.peak, self.alive)
-        weakref.finalize(thing, self._gone)
+        weakref.finalize(thing, self._ended.append, None)
 
-    def _gone(self) -> None:
-        with self._lock:
-            self.alive -= 1
+    @property
+    def alive(self) -> int:
+        """How many there are now."""
+        return self.total - len(self._ended)
 
 
 def _clock() -> Callable[[], float]:

@@ -13,11 +13,16 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
 from streamvae._events import Event
+from streamvae._locks import fork_safe_lock
 from streamvae.backends._streamed import Stream
+
+#: Calls of a driver that a `FakeDevice` can be told to fail.
+DriverCall = Literal["wait", "begin", "copy", "record"]
 
 #: What hidden and released memory is filled with, each byte.
 POISON = 0xDB
@@ -174,7 +179,7 @@ class FakeDevice:
     ) -> None:
         self.device = torch.device("cpu")
         self.clock = clock
-        self.lock = threading.RLock()
+        self.lock = fork_safe_lock()
         self.launches: list[ManualEvent] = []
         self.copies: list[ManualEvent] = []
         self.uploads: list[ManualEvent] = []
@@ -193,6 +198,24 @@ class FakeDevice:
         self._waits: dict[Stream, list[Event]] = {stream: [] for stream in self._seconds}
         self._revealed: dict[int, list[tuple[Event, _Hidden]]] = {}
         self._given: dict[int, tuple[weakref.ref[torch.Tensor], _Given]] = {}
+        self._failures: list[tuple[DriverCall, Stream | None, Exception]] = []
+
+    def fail_next(
+        self, call: DriverCall, error: Exception, *, stream: Stream | None = None
+    ) -> None:
+        """Have the driver's next ``call`` raise ``error`` before it does anything.
+
+        Args:
+            call: Which call of the driver.
+            error: What it raises.
+            stream: The stream that the call must be for; None: any.
+        """
+        self._failures.append((call, stream, error))
+
+    def _enter(self, call: DriverCall, stream: Stream) -> None:
+        for number, (failing, where, _) in enumerate(self._failures):
+            if failing == call and where in {None, stream}:
+                raise self._failures.pop(number)[2]
 
     @contextlib.contextmanager
     def on(self, stream: Stream) -> Iterator[None]:
@@ -210,6 +233,7 @@ class FakeDevice:
 
     def wait(self, stream: Stream, event: Event) -> None:
         """See the driver."""
+        self._enter("wait", stream)
         with self.lock:
             self._waits[stream].append(event)
             if not event.query():
@@ -227,6 +251,7 @@ class FakeDevice:
         read: tuple[object, ...] = (),
     ) -> Event:
         """See the driver. Hides ``made`` until the event; ``read`` must live until then."""
+        self._enter("record", stream)
         gate = None
         if self._manual:
             gate = ManualEvent()
@@ -264,6 +289,7 @@ class FakeDevice:
 
     def begin(self, stream: Stream) -> None:
         """See the driver. This device knows by itself."""
+        self._enter("begin", stream)
 
     @contextlib.contextmanager
     def named(self, label: str) -> Iterator[None]:
@@ -273,6 +299,7 @@ class FakeDevice:
 
     def copy(self, source: torch.Tensor, into: torch.Tensor) -> None:
         """See the driver."""
+        self._enter("copy", "copy")
         into.copy_(source)
 
     def mark(self, latents: torch.Tensor) -> Event | None:

@@ -5,15 +5,16 @@ import logging
 import threading
 import weakref
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 import torch
 
 from streamvae._events import Event
-from streamvae.abc import Copy, Rendered
-from streamvae.testing import POISON, FakeBackend
+from streamvae.abc import Copy, Downloaded, Rendered
+from streamvae.testing import POISON, FakeBackend, ManualEvent
+from streamvae.testing._device import DriverCall
 
 T = TypeVar("T")
 
@@ -274,3 +275,126 @@ def test_a_copy_is_collected_once() -> None:
     assert (done(backend.collect(copy)).pixels == 6).all()
     with pytest.raises(ValueError, match="not collected yet"):
         done(backend.collect(copy))
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_turn_is_not_kept_by_an_error(broken: bool) -> None:
+    """Where no event can be recorded the turn comes back, whoever keeps the error; memory stays."""
+    backend = FakeBackend(manual=True)
+    errors: list[BaseException] = []
+    gone: list[weakref.ref[torch.Tensor]] = []
+
+    def work() -> Rendered:
+        if broken:
+            raise ValueError("broken")
+        return rendered(1)
+
+    for _ in range(3):
+        latents, turn = torch.zeros(3), backend.turn()
+        gone.append(weakref.ref(latents))
+        assert turn.query()
+        backend.fail_next("record", RuntimeError("no event"), stream="compute")
+        with pytest.raises(RuntimeError, match="no event") as caught:
+            done(backend.launch(work, turn, hold=(latents,)))
+        errors.append(caught.value)
+        del latents, turn, caught
+    assert backend.unfinished == 0
+    copy = copy_of(backend, *launch(backend, 5))
+    finish(backend, copy, 5)
+    errors.clear()
+    done(backend.run(gc.collect))
+    assert all(latents() is not None for latents in gone), "nothing says that they were read"
+
+
+@pytest.mark.parametrize("call", ["wait", "begin"])
+def test_a_launch_that_cannot_begin(call: DriverCall) -> None:
+    """A launch whose driver fails before its work gives its turn back behind what came before."""
+    backend = FakeBackend(manual=True)
+    errors: list[BaseException] = []
+    given = ManualEvent()
+    given.set()
+    for _ in range(3):
+        turn = backend.turn()
+        assert turn.query()
+        backend.fail_next(call, RuntimeError("cannot"), stream="compute")
+        with pytest.raises(RuntimeError, match="cannot") as caught:
+            done(backend.launch(lambda: rendered(1), turn, after=(given,)))
+        errors.append(caught.value)
+        del turn
+        assert backend.unfinished == 1
+        backend.launches[-1].set()
+        assert backend.unfinished == 0
+    finish(backend, copy_of(backend, *launch(backend, 5)), 5)
+
+
+@pytest.mark.parametrize("call", ["wait", "begin", "copy", "record"])
+def test_a_slot_is_not_kept_by_an_error(call: DriverCall) -> None:
+    """A copy that fails gives its place back, whoever keeps the error; its memory stays."""
+    backend = FakeBackend(manual=True)
+    handle, ready = launch(backend, 5)
+    errors: list[BaseException] = []
+    for number in range(1, 4):
+        slot = backend.slot()
+        assert slot.query()
+        backend.fail_next(call, RuntimeError("cannot"), stream="copy")
+        with pytest.raises(RuntimeError, match="cannot") as caught:
+            done(backend.download(handle, ready, slot))
+        errors.append(caught.value)
+        del slot
+        assert backend.copying == 0
+        assert backend.pinned_bytes == number * 128, "a copy may have begun: not used again"
+    finish(backend, copy_of(backend, handle, ready), 5)
+
+
+def test_a_copy_out_that_fails_gives_its_place_back() -> None:
+    """Where a copy cannot be collected its place comes back, whoever keeps error and copy."""
+
+    class Full(FakeBackend):
+        full = False
+
+        def _copy_out(self, *flight: Any) -> Downloaded:
+            if self.full:
+                raise MemoryError("no memory for the chunk")
+            return super()._copy_out(*flight)
+
+    backend = Full()
+    kept: list[object] = []
+    backend.full = True
+    for value in range(3):
+        copy = copy_of(backend, *launch(backend, value))
+        with pytest.raises(MemoryError, match="no memory") as caught:
+            done(backend.collect(copy))
+        kept += [copy, caught.value]
+        assert backend.copying == 0
+    backend.full = False
+    finish(backend, copy_of(backend, *launch(backend, 5)), 5)
+    assert backend.pinned_bytes <= 2 * 128, "their slots are used again"
+
+
+def test_a_copy_may_be_dropped_in_a_call_of_the_device() -> None:
+    """Whoever holds the device's lock may free copies, while another asks for their events."""
+    backend = FakeBackend(manual=True)
+    kept: list[object] = [copy_of(backend, *launch(backend, 1))]
+    abandoned = copy_of(backend, *launch(backend, 2))
+    asked, go_on = threading.Event(), threading.Event()
+
+    class Asked(ManualEvent):
+        def query(self) -> bool:
+            asked.set()
+            with backend.fake.lock:
+                return True
+
+    abandoned.flight.ticket.leave(after=Asked())  # type: ignore[attr-defined]
+    asking = threading.Thread(target=lambda: backend.copying, daemon=True)
+
+    def collect() -> None:
+        with backend.fake.lock:
+            asking.start()
+            asked.wait(30)
+            kept.clear()
+        go_on.set()
+
+    threading.Thread(target=collect, daemon=True).start()
+    assert go_on.wait(30), "they wait for each other"
+    asking.join(30)
+    assert not asking.is_alive()
