@@ -150,7 +150,8 @@ class Supervisor:
                     self._check_count(recipe)
                 elif self._stepped is not None and self._stepped.launcher is not None:
                     record = partial(self._stepped.launcher.record, self.warm_streams)
-                    await outcome(backend.run(record))
+                    # As its chunks were launched: a graph is of one state of autocast.
+                    await outcome(backend.run(partial(recipe.caller.run, record)))
             await self.tee.close()
         except BaseException as error:
             await self.tee.abort()
