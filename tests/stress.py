@@ -212,7 +212,7 @@ async def fake(seed: int, clips: Clips, turns: int = 20) -> Stress:
     """One run over a fake device."""
     graphs = FakeGraphs()
     with Denoiser(graphs.use) as denoiser:
-        stress = Stress(seed, clips, FakeBackend(graphs=graphs), denoiser)
+        stress = Stress(seed, clips, FakeBackend(graphs=graphs, upload=0.0), denoiser)
         await stress.run(lambda turn: turn < turns)
     stress.check()
     return stress

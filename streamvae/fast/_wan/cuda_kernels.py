@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import ctypes
-import threading
 from collections.abc import Iterable
 
 import torch
+
+from streamvae._locks import fork_safe_lock
 
 from .conv_shape import ConvShape
 from .cubins import cubin_of
@@ -44,7 +45,7 @@ class CudaKernels:
         self.driver = driver or Driver(device)
         self.max_blocks = self.driver.multiprocessors
         self._functions: dict[Options, Function] = {}
-        self._loading = threading.Lock()
+        self._loading = fork_safe_lock()
 
     def convolution(self, kind: Kind, weight: torch.Tensor, bias: torch.Tensor) -> Convolution:
         """See `interface.Kernels.convolution`."""

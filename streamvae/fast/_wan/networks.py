@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import cast
 
 import torch
 from torch import nn
+
+from streamvae._locks import fork_safe_lock
 
 from .compiler import CompileError
 from .cuda_kernels import CudaKernels
@@ -62,7 +63,7 @@ class _Networks:
         )
         self._kernels: dict[torch.device, CudaKernels | Exception] = {}
         self._checked: set[tuple[torch.device, Hashable]] = set()
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
 
     def get(
         self,
