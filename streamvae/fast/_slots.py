@@ -99,8 +99,7 @@ _LOCK = fork_safe_lock()
 
 def idle_slots(module: nn.Module) -> tuple[Slot, ...]:
     """The slots of an autoencoder that no walk has."""
-    with _LOCK:
-        return tuple(_idle.get(module, ()))
+    return tuple(_idle.get(module, ()))
 
 
 def take_slot(module: nn.Module, key: Key) -> Slot | None:
