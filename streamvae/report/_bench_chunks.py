@@ -121,7 +121,7 @@ class _Mark:
     def __init__(self, clip: Clip) -> None:
         self._event: torch.cuda.Event | None = None
         if clip.codec.device.type == "cuda":
-            self._event = torch.cuda.Event(enable_timing=True)
+            self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             self._event.record()
         self._time = time.perf_counter()
 
@@ -129,4 +129,4 @@ class _Mark:
         """Seconds; both have happened."""
         if self._event is None or other._event is None:
             return other._time - self._time
-        return self._event.elapsed_time(other._event) / 1000
+        return float(self._event.elapsed_time(other._event)) / 1000

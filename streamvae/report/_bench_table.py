@@ -12,7 +12,6 @@ from ._bench_chunks import ChunkTime
 from ._bench_energy import Energy
 from ._bench_found import Benchmark, Timing, named
 from ._bench_memory import Peak
-from ._bench_samples import Samples
 
 
 def show(found: Benchmark) -> None:
@@ -81,24 +80,17 @@ def _chunks(title: str, rows: tuple[ChunkTime, ...]) -> Table:
     for row in rows:
         first, steady = row.first, row.steady
         share = f"{first.median / steady.median:.3f}" if first and steady else "-"
-        spread = map(_ms, _range(steady))
+        spread = ("-",) * 3
+        if steady is not None:
+            spread = (_ms(steady.median), _ms(steady.least), _ms(steady.most))
         table.add_row(
-            row.way,
-            row.step,
-            _ms(first and first.median),
-            _ms(steady and steady.median),
-            *spread,
-            share,
+            row.way, row.step, "-" if first is None else _ms(first.median), *spread, share
         )
     return table
 
 
-def _range(samples: Samples | None) -> tuple[float | None, float | None]:
-    return (None, None) if samples is None else (samples.least, samples.most)
-
-
-def _ms(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds * 1000:.2f}"
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.2f}"
 
 
 def _energy(title: str, rows: tuple[Energy, ...]) -> Table:
