@@ -76,11 +76,13 @@ class _Streamed:
     Attributes:
         data: Channels last.
         step: How it decoded its chunks.
+        said: What the user should know of it.
         note: What is wrong about how many frames came.
     """
 
     data: torch.Tensor
     step: str
+    said: tuple[str, ...]
     note: str | None
 
 
@@ -100,16 +102,13 @@ class Both:
 
     def compared(self) -> Verification:
         """Decode both ways and look."""
-        codec, stream, own = (
-            self.codec,
-            self.stream("float32", progress=self.progress),
-            self.whole(),
-        )
+        codec, stream = self.codec, self.stream("float32", progress=self.progress)
+        own = self.whole()
         sound = codec.kind == "sound"
         streamed = Frames(stream.data, stream.data if sound else self.stream("uint8").data)
         found = difference(streamed.values, own.values)
         tolerance = TOLERANCES.get(codec.dtype, TOLERANCES[torch.float32]) * peak(own.values)
-        notes = [stream.note] if stream.note else []
+        notes = self.notes_of(stream)
         precision = self.precision(streamed, own, notes)
         verdict: Verdict = "equal" if found == 0 else "different"
         wide = None
@@ -142,6 +141,14 @@ class Both:
             whole_sha256=sha256(own.values),
             notes=tuple(notes),
         )
+
+    def notes_of(self, stream: _Streamed) -> list[str]:
+        """What is wrong about its frames, and in fast mode what it says of its step."""
+        notes = [stream.note] if stream.note else []
+        if self.mode == "fast":
+            known = self.codec.notes(tuple(self.latents.shape))
+            notes += [said for said in stream.said if said not in known]
+        return notes
 
     def precision(self, streamed: Frames, own: Frames, notes: list[str]) -> Precision | None:
         """The errors of both in fast mode; where there are none, a note of why."""
@@ -185,7 +192,7 @@ class Both:
             data = torch.cat([torch.as_tensor(part) for part in parts], axis).cpu()
         else:
             data = torch.from_numpy(np.concatenate([np.asarray(part) for part in parts], axis))
-        return _Streamed(data, stream.info.step, note)
+        return _Streamed(data, stream.info.step, stream.info.notes, note)
 
     def whole(self) -> Frames:
         """By the autoencoder itself."""
