@@ -173,15 +173,18 @@ class _Convolution(_Packed):
 
 
 class _Head(_Packed):
-    def __call__(self, source: Frames, pixels: torch.Tensor, limit: float) -> None:
-        quantised = pixels.dtype == torch.uint8
+    def __call__(
+        self, source: Frames, pixels: torch.Tensor, finite: torch.Tensor | None = None
+    ) -> None:
+        quantised = pixels.dtype is torch.uint8
         frames = pixels.shape[0]
         options = self.shape.options(
             source, frames, residual=False, write_sum=not quantised, write_norm=quantised
         )
-        arguments = ConvArguments(limit=limit)
+        arguments = ConvArguments()
         if quantised:
-            arguments.norm = pixels.data_ptr()
+            assert finite is not None  # noqa: S101  # see `interface.Head`
+            arguments.norm, arguments.sum = pixels.data_ptr(), finite.data_ptr()
         else:
             arguments.sum = pixels.data_ptr()
         self.launch(options, source, frames, arguments)

@@ -49,7 +49,6 @@ class ConvArguments(ctypes.Structure):
         ("tiles_x", ctypes.c_int),
         ("tiles", ctypes.c_int),
         ("scale", ctypes.c_float),
-        ("limit", ctypes.c_float),
         ("in_slots", _SlotTable),
         ("sum_slots", _SlotTable),
         ("norm_slots", _SlotTable),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import nn
 
+from .._fingerprint import weights_of
 from .compiler import CompileError
 from .cuda_kernels import CudaKernels
 from .driver import DriverError
@@ -27,16 +28,11 @@ FAILURES = (CompileError, DriverError, SelfTestError, UnsupportedError)
 #: Latents decoded at a time, of a longer chunk: more take more memory, and as long each.
 LATENTS = 1
 
-#: Tells one state of a module's weights from another.
-Fingerprint = Callable[[nn.Module], Hashable]
 
-
-def weights_version(module: nn.Module) -> Hashable:
-    """Tell weights by where they lie and how often they were written to."""
-    return tuple(
-        (weight.data_ptr(), _writes(weight), weight.dtype, tuple(weight.shape))
-        for weight in module.parameters()
-    )
+def fingerprint(decoder: nn.Module) -> Hashable:
+    """Tell weights by where they are, what runs them, and how often they were written to."""
+    tensors = (*decoder.parameters(), *decoder.buffers())
+    return weights_of(decoder), tuple(map(_writes, tensors))
 
 
 def _writes(weight: torch.Tensor) -> int:
@@ -44,11 +40,18 @@ def _writes(weight: torch.Tensor) -> int:
     return 0 if weight.is_inference() else weight._version
 
 
+def magnitudes(decoder: nn.Module) -> torch.Tensor:
+    """Sums of absolute weights: what is written through ``.data`` counts as no write."""
+    weights = list(decoder.parameters())
+    return torch.stack(torch._foreach_norm(weights, 1, dtype=torch.float32))
+
+
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
     """A decoder rebuilt, the kernels that launch it, and the weights it is of."""
 
     fingerprint: Hashable
+    magnitudes: torch.Tensor
     kernels: Kernels
     network: Network
 
@@ -64,13 +67,14 @@ class _Networks:
         self._checked: set[tuple[torch.device, Hashable]] = set()
         self._lock = threading.Lock()
 
-    def get(
-        self,
-        module: nn.Module,
-        device: torch.device,
-        kernels: Kernels | None,
-        fingerprint: Fingerprint,
-    ) -> Rebuilt:
+    def latest(
+        self, module: nn.Module, device: torch.device, kernels: Kernels | None
+    ) -> Rebuilt | None:
+        """Give what was rebuilt last, of weights that may have changed since."""
+        with self._lock:
+            return self._built.get(module, {}).get((device, id(kernels)))
+
+    def get(self, module: nn.Module, device: torch.device, kernels: Kernels | None) -> Rebuilt:
         """Give the rebuilt decoder of ``module``, again if its weights are others now.
 
         Raises:
@@ -80,18 +84,28 @@ class _Networks:
             UnsupportedError: It cannot be rebuilt.
         """
         decoder = cast("nn.Module", module.decoder)
+        sums = magnitudes(decoder)
         with self._lock:
             kept = self._built.setdefault(module, {})
             key = (device, id(kernels))
             now = fingerprint(decoder)
             built = kept.get(key)
-            if built is None or built.fingerprint != now:
+            if built is None or built.fingerprint != now or not torch.equal(built.magnitudes, sums):
                 using = kernels if kernels is not None else self._cuda(device, decoder)
                 kept.pop(key, None)  # two sets of images need not fit
-                built = kept[key] = Rebuilt(now, using, build(decoder, using))
+                built = kept[key] = Rebuilt(now, sums, using, build(decoder, using))
                 if device.type == "cuda":  # other streams may use the images
                     torch.cuda.current_stream(device).synchronize()
             return built
+
+    def load(self, device: torch.device, decoder: nn.Module) -> str:
+        """Load and check the kernels that ``decoder`` needs; give why they cannot be used."""
+        try:
+            with self._lock:
+                self._cuda(device, decoder)
+        except FAILURES as error:
+            return str(error)
+        return ""
 
     def _cuda(self, device: torch.device, decoder: nn.Module) -> CudaKernels:
         """Kernels on a card, loaded and checked; a failure is remembered."""

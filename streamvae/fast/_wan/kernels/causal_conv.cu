@@ -117,7 +117,7 @@ struct alignas(64) TensorMap {
 // As `Arguments` in driver.py lays them out. Sizes are of the input; frames are output frames, but
 // for kDoubleTime, which writes two for each.
 struct Arguments {
-  void* sum;
+  void* sum;                    // of the head that writes uint8: a byte, 0 if there is a NaN
   void* norm;
   const u8* residual;
   const float* bias;
@@ -128,7 +128,6 @@ struct Arguments {
   int out_channels;             // of a frame that is written
   int channel_blocks, frame_blocks, tiles_x, tiles;
   float scale;                  // of the norm: the root of out_channels
-  float limit;                  // of the head: pixels are clamped to [-limit, limit]
   int in_slots[kMaxFrames], sum_slots[kMaxFrames], norm_slots[kMaxFrames];
 };
 
@@ -229,6 +228,14 @@ INLINE float silu(float x) {
   float t;
   asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(0.5f * x));
   return 0.5f * x * t + 0.5f * x;
+}
+
+INLINE float rounded(float x) { return high_half(pack(x, x)); }
+
+// The level of a pixel in [-1, 1], as _pixels.py has it: every step is rounded to bfloat16.
+INLINE u8 level(float x) {
+  x = fminf(fmaxf(rounded(x), -1.f), 1.f);
+  return u8(__float2int_rn(rounded(0.5f * x + 0.5f) * 255.f));
 }
 
 // A pointer whose making the compiler does not know: it would make it again at every store.
@@ -610,16 +617,16 @@ struct Consumer {
         const int y = y0 + h, frame = tile.frames * kBlockFrames + t;
         if (x >= a.width || y >= a.height || frame >= a.frames || q >= 2) continue;
         const u64 to = ((u64(frame) * a.height + y) * a.width + x) * 3 + 2 * q;
-        const float v0 = fminf(fmaxf(sums[t][2 * h] + bias[0], -a.limit), a.limit);
-        const float v1 = fminf(fmaxf(sums[t][2 * h + 1] + bias[1], -a.limit), a.limit);
+        const float v0 = sums[t][2 * h] + bias[0], v1 = sums[t][2 * h + 1] + bias[1];
         if (kWriteSum) {
           const u32 both = pack(v0, v1);
           ((u16*)a.sum)[to] = u16(both);
           if (q == 0) ((u16*)a.sum)[to + 1] = u16(both >> 16);
         }
         if (kWriteNorm) {
-          ((u8*)a.norm)[to] = u8(__float2int_rn(v0 * 127.5f + 127.5f));
-          if (q == 0) ((u8*)a.norm)[to + 1] = u8(__float2int_rn(v1 * 127.5f + 127.5f));
+          if (v0 != v0 || (q == 0 && v1 != v1)) *(u8*)a.sum = 0;
+          ((u8*)a.norm)[to] = level(v0);
+          if (q == 0) ((u8*)a.norm)[to + 1] = level(v1);
         }
       }
     }
