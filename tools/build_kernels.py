@@ -22,7 +22,6 @@ from streamvae.fast._wan.cubins import MANIFEST, SHIPPED, Entry, Manifest
 from streamvae.fast._wan.options import Options
 from streamvae.fast._wan.recording import options_of
 
-
 #: AutoencoderKLWan as released with Wan 2.1 (QwenImage's has its widths) and with Wan 2.2-5B.
 RELEASED: tuple[dict[str, object], ...] = (
     {},

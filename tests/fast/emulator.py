@@ -178,6 +178,6 @@ class _Launch:
             address = a.sum + 2 * frame * count
             at(address, torch.bfloat16, a.height, a.width, 3).copy_(pixels)
         if self.options.write_norm:
-            at(a.sum, torch.bool, 1).logical_and_(~pixels.isnan().any())
+            at(a.gamma, torch.bool, 1).logical_and_(~pixels.isnan().any())
             levels = quantise(pixels.bfloat16().clamp(-1, 1))
             at(a.norm + frame * count, torch.uint8, a.height, a.width, 3).copy_(levels)

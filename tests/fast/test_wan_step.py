@@ -336,3 +336,68 @@ def test_pool() -> None:
     assert len(taken) == HISTORY * 1 + 2 * 1 - 1
     with pytest.raises(IndexError):
         pool.take(1)
+
+
+def test_weights_written_through_data() -> None:
+    """Weights written where torch counts no writes (EMA, LoRA) are read again too."""
+    vae = tiny.wan21()
+    latents = noise(1, 4, 3, 3, 2)
+    kernels = ReferenceKernels()
+
+    def decoded() -> torch.Tensor:
+        codec = StepCodec(vae, AutoencoderKLWan, kernels=kernels)
+        return walk(codec, latents, 1, "fast")
+
+    before = decoded()
+    assert torch.equal(decoded(), before)
+    weight = vae.decoder.up_blocks[1].resnets[0].conv2.weight
+    version = weight._version
+    weight.data.mul_(1.5)
+    assert weight._version == version
+    after = decoded()
+    assert close(after, whole(vae, latents))
+    assert not torch.equal(after, before)
+
+
+def test_shared_once() -> None:
+    """Streams one after another read the same images, as long as weights are the same."""
+    vae = tiny.wan21()
+    latents = noise(1, 4, 1, 3, 2)
+    kernels = ReferenceKernels()
+    codecs = [StepCodec(vae, AutoencoderKLWan, kernels=kernels) for _ in range(2)]
+    for codec in codecs:
+        walk(codec, latents, 1, "fast")
+    first, second = (codec.latest(CPU) for codec in codecs)
+    assert first is second is not None
+
+
+def test_autocast() -> None:
+    """Under autocast the kernels go on computing in their weights' dtype."""
+    vae = tiny.wan21()
+    latents = noise(1, 4, 3, 3, 2)
+    expected = whole(vae, latents)
+    with torch.autocast("cpu", torch.bfloat16):
+        given = walk(over(vae), latents, 1, "fast")
+    assert given.dtype == torch.float32
+    assert float((given - expected).abs().max()) < 0.02  # the prologue is autocast
+
+
+def test_plan() -> None:
+    """What is foretold of memory are this step's own pools, of clips and of tiles."""
+    vae = tiny.wan21()
+    for batch in (1, 2):
+        shape = (batch, 4, 5, 3, 2)
+        codec = over(vae)
+        plan = codec.plan(shape, None, "fast")
+        decoder = begun(codec, noise(*shape))
+        with torch.no_grad():
+            decoder.decode(noise(*shape)[:, :, :1])
+        histories = decoder._clips[0]._walks[0][0]._histories
+        held = sum(pool.memory.nbytes for pool in histories.pools.values())
+        assert plan.frames == (1, 4, 4, 4, 4)
+        assert plan.state_bytes is not None
+        prologue = noise(*shape).nbytes
+        flag = plan.state_bytes - held - prologue
+        assert 0 <= flag <= 4096  # of the last chunk, and norms' gammas
+    vae.enable_tiling(32, 32, 24, 24)
+    assert (over(vae).plan((1, 4, 2, 5, 7), None, "fast").state_bytes or 0) > held

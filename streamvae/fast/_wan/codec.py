@@ -11,11 +11,12 @@ from torch import nn
 from streamvae.abc import Codec
 from streamvae.codecs import CachedCausal, Walk
 
+from .freshness import Look, Weights
+from .idle import IdleKernels
 from .interface import Kernels
 from .network import build
 from .networks import FAILURES, Rebuilt, networks
 from .obstacles import STEP, missing_support, obstacle
-from .idle import IdleKernels
 from .reference import ReferenceKernels
 from .walk import StepWalk, Uint8Decoder
 
@@ -75,10 +76,10 @@ class StepCodec(CachedCausal):
         """Give what an earlier stream decoded with, if there was one."""
         return networks.latest(self.module, device, self._kernels)
 
-    def rebuilt(self, device: torch.device) -> Rebuilt | None:
+    def rebuilt(self, device: torch.device, look: Look) -> Rebuilt | None:
         """Give the decoder rebuilt of its weights; None if there is none: diffusers' has to do."""
         try:
-            return networks.get(self.module, device, self._kernels)
+            return networks.get(self.module, device, self._kernels, look)
         except FAILURES as error:
             self._failure = str(error)
             return None
@@ -103,13 +104,12 @@ class _RehearsedStep(StepCodec):
     """The codec where nothing is computed: over tensors without memory."""
 
     def latest(self, device: torch.device) -> None:
-        return None
+        """There was no stream before."""
 
-    def rebuilt(self, device: torch.device) -> Rebuilt | None:
+    def rebuilt(self, device: torch.device, look: Look) -> Rebuilt | None:  # noqa: ARG002
         kernels = IdleKernels()
-        return Rebuilt(
-            None, torch.empty(0, device=device), kernels, build(self.vae.decoder, kernels)
-        )
+        weights = Weights(None, torch.empty(0, device=device))
+        return Rebuilt(weights, kernels, build(self.vae.decoder, kernels))
 
 
 def step_codec(codec: Codec, device: torch.device, *, reference: bool = False) -> StepCodec | str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import weakref
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -12,10 +11,12 @@ from typing import cast
 import torch
 from torch import nn
 
-from .._fingerprint import weights_of
+from streamvae._locks import fork_safe_lock
+
 from .compiler import CompileError
 from .cuda_kernels import CudaKernels
 from .driver import DriverError
+from .freshness import Look, Weights
 from .interface import Kernels
 from .network import Network, UnsupportedError, build
 from .recording import options_of
@@ -29,29 +30,11 @@ FAILURES = (CompileError, DriverError, SelfTestError, UnsupportedError)
 LATENTS = 1
 
 
-def fingerprint(decoder: nn.Module) -> Hashable:
-    """Tell weights by where they are, what runs them, and how often they were written to."""
-    tensors = (*decoder.parameters(), *decoder.buffers())
-    return weights_of(decoder), tuple(map(_writes, tensors))
-
-
-def _writes(weight: torch.Tensor) -> int:
-    """Writes so far; those to weights made in inference mode are not counted."""
-    return 0 if weight.is_inference() else weight._version
-
-
-def magnitudes(decoder: nn.Module) -> torch.Tensor:
-    """Sums of absolute weights: what is written through ``.data`` counts as no write."""
-    weights = list(decoder.parameters())
-    return torch.stack(torch._foreach_norm(weights, 1, dtype=torch.float32))
-
-
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
     """A decoder rebuilt, the kernels that launch it, and the weights it is of."""
 
-    fingerprint: Hashable
-    magnitudes: torch.Tensor
+    weights: Weights
     kernels: Kernels
     network: Network
 
@@ -65,7 +48,7 @@ class _Networks:
         )
         self._kernels: dict[torch.device, CudaKernels | Exception] = {}
         self._checked: set[tuple[torch.device, Hashable]] = set()
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
 
     def latest(
         self, module: nn.Module, device: torch.device, kernels: Kernels | None
@@ -74,7 +57,9 @@ class _Networks:
         with self._lock:
             return self._built.get(module, {}).get((device, id(kernels)))
 
-    def get(self, module: nn.Module, device: torch.device, kernels: Kernels | None) -> Rebuilt:
+    def get(
+        self, module: nn.Module, device: torch.device, kernels: Kernels | None, look: Look
+    ) -> Rebuilt:
         """Give the rebuilt decoder of ``module``, again if its weights are others now.
 
         Raises:
@@ -84,16 +69,15 @@ class _Networks:
             UnsupportedError: It cannot be rebuilt.
         """
         decoder = cast("nn.Module", module.decoder)
-        sums = magnitudes(decoder)
         with self._lock:
             kept = self._built.setdefault(module, {})
             key = (device, id(kernels))
-            now = fingerprint(decoder)
             built = kept.get(key)
-            if built is None or built.fingerprint != now or not torch.equal(built.magnitudes, sums):
+            if built is None or not look.sees(built.weights, decoder):
                 using = kernels if kernels is not None else self._cuda(device, decoder)
                 kept.pop(key, None)  # two sets of images need not fit
-                built = kept[key] = Rebuilt(now, sums, using, build(decoder, using))
+                now = Weights.of(decoder)
+                built = kept[key] = Rebuilt(now, using, build(decoder, using))
                 if device.type == "cuda":  # other streams may use the images
                     torch.cuda.current_stream(device).synchronize()
             return built

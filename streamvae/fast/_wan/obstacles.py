@@ -10,8 +10,8 @@ from torch import nn
 from streamvae.codecs import CachedCausal
 
 from .._obstacles import dtype_name, find_obstacle
-from .network import UnsupportedError, build
 from .idle import IdleKernels
+from .network import UnsupportedError, build
 from .weights import CHUNK
 
 #: What this step is called in ``info.step``.

@@ -9,6 +9,7 @@ import torch
 from streamvae._errors import UsageError
 from streamvae.codecs import Walk, WalkDecoder
 
+from .freshness import Look
 from .networks import LATENTS, Rebuilt
 from .step import ChunkDecoder, Histories, most_latents
 
@@ -52,9 +53,10 @@ class StepWalk:
         Whether weights have changed since they were rebuilt is found out while the device decodes
         as if they had not: it takes as long as a small picture does.
         """
+        look = Look(latents.device)
         self._built = self._codec.latest(latents.device)
         given = None if self._built is None else self._decode(latents, first=True)
-        built = self._codec.rebuilt(latents.device)
+        built = self._codec.rebuilt(latents.device, look)
         if built is not None and built is self._built:
             return given
         del given

@@ -117,11 +117,11 @@ struct alignas(64) TensorMap {
 // As `Arguments` in driver.py lays them out. Sizes are of the input; frames are output frames, but
 // for kDoubleTime, which writes two for each.
 struct Arguments {
-  void* sum;                    // of the head that writes uint8: a byte, 0 if there is a NaN
+  void* sum;
   void* norm;
   const u8* residual;
   const float* bias;
-  const float* gamma;
+  const float* gamma;           // of the head that writes uint8: a byte, 0 if there is a NaN
   const u8* weights;
   u32 weight_chunk_bytes;       // from one chunk of input channels to the next
   int frames, height, width;
@@ -624,7 +624,7 @@ struct Consumer {
           if (q == 0) ((u16*)a.sum)[to + 1] = u16(both >> 16);
         }
         if (kWriteNorm) {
-          if (v0 != v0 || (q == 0 && v1 != v1)) *(u8*)a.sum = 0;
+          if (v0 != v0 || (q == 0 && v1 != v1)) *(u8*)a.gamma = 0;
           ((u8*)a.norm)[to] = level(v0);
           if (q == 0) ((u8*)a.norm)[to + 1] = level(v1);
         }
