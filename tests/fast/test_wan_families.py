@@ -11,7 +11,7 @@ from streamvae.codecs import codec_for
 from streamvae.fast._wan import step_codec
 from tests import tiny
 from tests.codecs.walk import noise, walk, whole
-from tests.fast.test_wan_step import CPU, close, over, wan
+from tests.fast.wan import CPU, close, over, wan
 
 
 @pytest.mark.parametrize("make", [tiny.wan22, tiny.qwen_image])

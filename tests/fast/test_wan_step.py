@@ -22,31 +22,9 @@ from streamvae.fast._wan.reference import ReferenceKernels
 from streamvae.fast._wan.step import ChunkDecoder, Histories
 from tests import tiny
 from tests.codecs.walk import begun, noise, walk, whole
+from tests.fast.wan import CPU, TOLERANCE, close, over, wan
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-#: The issue allows 1e-4; float32 sums in another order differ by less.
-TOLERANCE = 2e-5
-
-
-def over(vae: nn.Module) -> StepCodec:
-    """The codec over the reference kernels."""
-    codec = step_codec(codec_for(vae), CPU, reference=True)
-    assert isinstance(codec, StepCodec), codec
-    return codec
-
-
-def wan(**config: object) -> AutoencoderKLWan:
-    """Wan 2.1 in other forms."""
-    options = {"base_dim": 8, "z_dim": 4, "num_res_blocks": 1, "latents_mean": None}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return tiny.randomised(AutoencoderKLWan(**(options | {"latents_std": None} | config)))
-
-
-def close(given: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether frames are equal within rounding."""
-    assert (given.shape, given.dtype) == (expected.shape, expected.dtype)
-    return float((given - expected).abs().max()) <= TOLERANCE
+CUDA = torch.device("cuda")
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 20])

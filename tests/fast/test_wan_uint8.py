@@ -12,13 +12,13 @@ from streamvae import NonFiniteError, collect
 from streamvae._pixels import quantise
 from tests import tiny
 from tests.codecs.walk import noise
-from tests.fast.test_wan_step import over
+from tests.fast.wan import over
 
 
 @pytest.mark.parametrize("make", [tiny.wan21, tiny.wan22, tiny.qwen_image])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_uint8(make: Callable[[], nn.Module], batch: int) -> None:
-    """Levels straight from the head are those of the frames that it gives otherwise, bit for bit."""
+    """Levels straight from the head are those of the frames that it gives otherwise."""
     vae = make()
     vae.decoder.conv_out.weight.data.mul_(4)  # some are to be clamped
     for dtype in (torch.float32, torch.bfloat16):

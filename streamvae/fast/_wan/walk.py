@@ -82,9 +82,9 @@ class StepWalk:
         rate, sides = 1 if first else network.rate, (height * network.scale, width * network.scale)
         dtype = torch.uint8 if self.quantises and network.head.quantises else network.dtype
         pixels = latents.new_empty(batch, count * rate, *sides, network.head.width, dtype=dtype)
-        # Nobody has to know where there are levels: floats are looked at by whoever gets them.
-        finite = torch.ones((), dtype=torch.bool, device=latents.device)
-        self.finite = finite if dtype is torch.uint8 else None
+        self.finite = None  # floats are looked at by whoever gets them
+        if dtype is torch.uint8:
+            self.finite = torch.ones((), dtype=torch.bool, device=latents.device)
         for clip, inputs in enumerate(self._histories.inputs):
             decoder = ChunkDecoder(network, inputs, kernels.fused_channels, first=first)
             for start in range(0, count, LATENTS):
