@@ -22,7 +22,7 @@ from streamvae.fast._wan.reference import ReferenceKernels
 from streamvae.fast._wan.step import ChunkDecoder, Histories
 from tests import tiny
 from tests.codecs.walk import begun, noise, walk, whole
-from tests.fast.wan import CPU, TOLERANCE, close, over, wan
+from tests.fast.wan import CPU, TOLERANCE, StrictKernels, close, over, wan
 
 CUDA = torch.device("cuda")
 
@@ -83,6 +83,16 @@ def test_steps_of_many_latents(fused_channels: int, counts: tuple[int, ...]) -> 
             start += count
             check_slots(histories)
     assert close(torch.cat(parts).permute(3, 0, 1, 2)[None].clamp(-1, 1), whole(vae, latents))
+
+
+@pytest.mark.parametrize("make", [tiny.wan21, tiny.wan22])
+@pytest.mark.parametrize("count", [1, 3])
+def test_nothing_is_written_that_is_read(make: Callable[[], nn.Module], count: int) -> None:
+    """No launch writes a frame that it reads, whose blocks run in any order; clips neither."""
+    vae = make()
+    latents = noise(2, vae.config.z_dim, 4, 3, 2)
+    codec = StepCodec(vae, AutoencoderKLWan, kernels=StrictKernels())
+    assert close(walk(codec, latents, count, "fast"), whole(vae, latents))
 
 
 def check_slots(histories: Histories) -> None:
@@ -320,7 +330,7 @@ def test_weights_written_through_data() -> None:
     """Weights written where torch counts no writes (EMA, LoRA) are read again too."""
     vae = tiny.wan21()
     latents = noise(1, 4, 3, 3, 2)
-    kernels = ReferenceKernels()
+    kernels = ReferenceKernels(torch.float64)  # has copies of them
 
     def decoded() -> torch.Tensor:
         codec = StepCodec(vae, AutoencoderKLWan, kernels=kernels)
