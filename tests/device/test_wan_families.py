@@ -14,9 +14,9 @@ from streamvae._pixels import quantise
 from streamvae.codecs import codec_for
 from streamvae.fast import fastest
 from streamvae.fast._wan import StepCodec, step_codec
+from streamvae.fast._wan.released import WAN22
 from tests import tiny
 from tests.codecs.walk import walk
-from tools.build_kernels import RELEASED
 
 from . import card
 
@@ -40,7 +40,7 @@ def _made(make: Callable[[], nn.Module]) -> nn.Module:
 @pytest.fixture(scope="module")
 def wan22() -> nn.Module:
     """Wan 2.2-5B's autoencoder as it is shipped, random weights."""
-    return _made(lambda: AutoencoderKLWan(**RELEASED[1]))
+    return _made(lambda: AutoencoderKLWan(**WAN22))
 
 
 @pytest.fixture(scope="module")
