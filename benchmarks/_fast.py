@@ -333,7 +333,7 @@ def levels(vae: nn.Module, device: torch.device, size: tuple[int, int], rounds: 
             given = _spans([partial(decode, (piece,)) for piece in z.split(1, 2)])
             recipe.close()
             if number:
-                spans += given[3:]
+                spans.extend(given[3:])
     return {name: summary(values) for name, values in found.items()}
 
 

@@ -98,7 +98,11 @@ class _Networks:
             raise found.with_traceback(None)
         try:
             kernels = found or CudaKernels(device)
-            every = options_of(decoder, LATENTS)
+            every = dict.fromkeys(
+                options
+                for pixels in (torch.bfloat16, torch.uint8)
+                for options in options_of(decoder, LATENTS, pixels)
+            )
             missing = [options for options in every if (device, options) not in self._checked]
             kernels.load(missing)
             check_all(kernels, missing)
