@@ -108,7 +108,7 @@ LOCKS: dict[str, tuple[Callable[[], Any], Callable[[], bool]]] = {
         lambda: _swapped._LOCKS_LOCK,
         lambda: bool(walk(codec_for(magvit()), noise(1, 4, 2, 2, 2)).numel()),
     ),
-    "slots": (lambda: _slots._LOCK, lambda: _slots.release() == 0),
+    "slots": (lambda: _slots._LOCK, lambda: _slots.release_slots() == 0),
     "capture": (lambda: _graphs._CAPTURING, lambda: free(_graphs._CAPTURING)),
 }
 

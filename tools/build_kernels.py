@@ -3,8 +3,8 @@
     python tools/build_kernels.py           # needs cuda-bindings and NVRTC, no GPU
     python tools/build_kernels.py --check   # only whether cubins and sources belong together
 
-Shipped are the specialisations for Wan 2.1 as released, one and two latents at a time; others are
-compiled when they are first used.
+Shipped are the specialisations for Wan 2.1, QwenImage and Wan 2.2-5B as released, one and two
+latents at a time; others are compiled when they are first used.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from streamvae.fast._wan.compiler import compile_cubin, compiler_version, source
 from streamvae.fast._wan.cubins import MANIFEST, SHIPPED, Entry, Manifest
 from streamvae.fast._wan.options import Options
 from streamvae.fast._wan.recording import options_of
+from streamvae.fast._wan.released import WAN21, WAN22
 
 
 def shipped_options() -> dict[str, Options]:
     """Every specialisation to be shipped, by name."""
     with torch.device("meta"):
-        decoder = AutoencoderKLWan().decoder
-    decoder.bfloat16()
+        decoders = [AutoencoderKLWan(**config).decoder.bfloat16() for config in (WAN21, WAN22)]
     every = {
         options.name: options
+        for decoder in decoders
         for latents in (1, 2)
         for pixels in (torch.bfloat16, torch.uint8)
         for options in options_of(decoder, latents, pixels)
