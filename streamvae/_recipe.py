@@ -13,6 +13,7 @@ from ._caller import CallerContext, autocasts
 from ._chunks import Band
 from ._errors import ShapeError
 from ._pixels import Output, all_finite, render, yuv420p
+from ._transforms import Transform, TransformChecker
 from .abc import Banded, Codec, Decoder, Rendered
 
 P = ParamSpec("P")
@@ -55,10 +56,6 @@ class Preparation:
     picture: tuple[int, int] | None = None
 
 
-#: Runs on the compute stream over a decoder's float pixels; may change height, width, channels.
-Transform = Callable[[torch.Tensor], torch.Tensor]
-
-
 @dataclass(slots=True)
 class Recipe:
     """One stream's way from latents to rendered pixels; called on the launch thread only.
@@ -92,6 +89,7 @@ class Recipe:
     caller: CallerContext | None = None
     #: Whether latents that have given no pixels yet are finite; a bool on the device.
     _finite: torch.Tensor | None = None
+    _checker: TransformChecker = field(default_factory=TransformChecker)
     #: At most one: the bands that the picture begun last has yet to give.
     _coming: list[Iterator[torch.Tensor]] = field(default_factory=list)
 
@@ -174,22 +172,16 @@ class Recipe:
         latents_finite = pixels_finite | True if self._finite is None else self._finite
         self._finite = None
         if self.transform is not None:
-            decoded = _checked(self._run(self.transform, decoded), decoded)
+            decoded = self._checker.check(self._run(self.transform, decoded), decoded)
+            pixels_finite = pixels_finite & all_finite(decoded)
         pixels, picture = render(decoded, self.codec.kind, self.output), None
+        if self.transform is not None and _share_memory(pixels, decoded):
+            pixels = pixels.clone()  # the transform may keep what it gave, and write to it again
         if self.planes and pixels.shape[-1] in {1, 3}:
             picture = (pixels.shape[2], pixels.shape[3])
             pixels = yuv420p(pixels).unsqueeze(-1)
         return Rendered(pixels, torch.stack((latents_finite, pixels_finite)), picture)
 
 
-def _checked(transformed: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
-    """Refuse a transform that changes what may not change."""
-    fixed = (0, 2) if decoded.ndim in {3, 5} else (0,)
-    shape = getattr(transformed, "shape", ())
-    if len(shape) != decoded.ndim or any(shape[axis] != decoded.shape[axis] for axis in fixed):
-        came = f"shape {tuple(shape)}" if shape else f"{type(transformed).__name__}"
-        raise ShapeError(
-            f"expected transform to keep the dimensions and axes {fixed} of "
-            f"{tuple(decoded.shape)}, got {came}"
-        )
-    return transformed
+def _share_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
