@@ -136,9 +136,16 @@ class Partial:
             sync_directory(self.path.parent)  # a name that is lost loses every commit
         return file
 
+    def read(self, count: int) -> bytes:
+        """The first ``count`` bytes of what an earlier run left, without going on with it."""
+        file = self._open_file
+        file.seek(0)
+        return file.read(count)
+
     def resume(self) -> io.FileIO:
         """Go on with what an earlier run left; positioned at 0."""
         self._ours = True
+        self._open_file.seek(0)
         return self._open_file
 
     def settle(self) -> None:
