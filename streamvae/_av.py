@@ -11,9 +11,9 @@ from ._errors import UsageError
 from ._merged import AVStream
 from ._options import Mode, Progress, SinkLike, StreamOptions, sinks_of
 from ._pixels import Output
-from ._recipe import Transform
 from ._stream import stream_decode
 from ._tee import OnSinkError
+from ._transforms import Transform
 from .abc import Backend, Sink
 from .latents import LatentsLike, sound_of, timed
 from .sinks import VideoFile, both_for

@@ -58,8 +58,8 @@ class Collector:
     def _add(self, chunk: HostChunk | DeviceFrames, frames: int | None) -> None:
         data = chunk.data
         self._axis = 0 if chunk.kind == "image" else 1
+        self._expect_size(data)
         if frames is None:
-            self._expect_size(data)
             self._parts.append(data)
         else:
             if self._whole is None:
@@ -75,7 +75,8 @@ class Collector:
 
     def _expect_size(self, data: Array | torch.Tensor) -> None:
         size = data.shape[self._axis + 1 :]
-        if self._parts and size != (first := self._parts[0].shape[self._axis + 1 :]):
+        before = self._parts[0] if self._parts else self._whole
+        if before is not None and size != (first := before.shape[self._axis + 1 :]):
             raise UsageError(
                 f"expected pictures of one size for one array, {first}, got {size}; iterate over "
                 "the frames instead"

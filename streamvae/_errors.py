@@ -31,7 +31,8 @@ class NonFiniteError(LatentsError):
     """Raised when latents or decoded pixels hold NaN or infinity.
 
     Attributes:
-        where: ``"latents"`` if the input was bad already, ``"pixels"`` if the decoder made it so.
+        where: ``"latents"`` if the input was bad already, ``"pixels"`` if the decoder or the
+            transform made it so.
         chunk: Index of the first bad chunk; every chunk before it was delivered.
     """
 
@@ -44,7 +45,8 @@ class NonFiniteError(LatentsError):
         cause = (
             "the latents already hold it"
             if self.where == "latents"
-            else "the latents are finite: the decoder overflowed (in float16? try bfloat16)"
+            else "the latents are finite: the decoder overflowed (in float16? try bfloat16), or "
+            "transform made it"
         )
         return (
             f"expected finite values, got NaN or infinity in chunk {self.chunk}: {cause}. "

@@ -12,8 +12,8 @@ import torch
 from ._chunks import HostChunk
 from ._errors import UsageError
 from ._pixels import Output
-from ._recipe import Transform
 from ._tee import OnSinkError
+from ._transforms import Transform
 from .abc import Backend, Sink
 from .sinks import Continued, sink_for
 from .stages import NonFinite

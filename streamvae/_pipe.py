@@ -8,10 +8,10 @@ from ._caller import ThreadState
 from ._errors import UnknownSourceError
 from ._options import Mode, Options, Progress, SinkLike, sinks_of
 from ._pixels import Output
-from ._recipe import Transform
 from ._stream import FrameStream
 from ._supervisor import Supervisor
 from ._tee import OnSinkError
+from ._transforms import Transform
 from .abc import Backend
 from .backends import mark, mark_weights
 from .latents import PipelineSource, decoding_call, is_pipeline, takes

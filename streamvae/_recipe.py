@@ -12,8 +12,14 @@ from ._bands import bands_of
 from ._caller import CallerContext, autocasts
 from ._chunks import Band
 from ._errors import ShapeError
+<<<<<<< HEAD
 from ._pixels import Output, all_finite, channels_last, render, yuv420p
 from .abc import Banded, Codec, Decoder, Rendered, Uint8Codec, Uint8Decoder
+=======
+from ._pixels import Output, all_finite, render, yuv420p
+from ._transforms import Transform, TransformChecker
+from .abc import Banded, Codec, Decoder, Rendered
+>>>>>>> edges
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,10 +61,6 @@ class Preparation:
     picture: tuple[int, int] | None = None
 
 
-#: Runs on the compute stream over a decoder's float pixels; may change height, width, channels.
-Transform = Callable[[torch.Tensor], torch.Tensor]
-
-
 @dataclass(slots=True)
 class Recipe:
     """One stream's way from latents to rendered pixels; called on the launch thread only.
@@ -92,6 +94,7 @@ class Recipe:
     caller: CallerContext | None = None
     #: Whether latents that have given no pixels yet are finite; a bool on the device.
     _finite: torch.Tensor | None = None
+    _checker: TransformChecker = field(default_factory=TransformChecker)
     #: At most one: the bands that the picture begun last has yet to give.
     _coming: list[Iterator[torch.Tensor]] = field(default_factory=list)
 
@@ -180,18 +183,27 @@ class Recipe:
         latents_finite = pixels_finite | True if self._finite is None else self._finite
         self._finite = None
         if self.transform is not None:
+<<<<<<< HEAD
             decoded = _checked(self._run(self.transform, decoded), decoded)
         if decoded.dtype is torch.uint8:
             pixels = channels_last(decoded, self.codec.kind).contiguous()
         else:
             pixels = render(decoded, self.codec.kind, self.output)
         picture = None
+=======
+            decoded = self._checker.check(self._run(self.transform, decoded), decoded)
+            pixels_finite = pixels_finite & all_finite(decoded)
+        pixels, picture = render(decoded, self.codec.kind, self.output), None
+        if self.transform is not None and _share_memory(pixels, decoded):
+            pixels = pixels.clone()  # the transform may keep what it gave, and write to it again
+>>>>>>> edges
         if self.planes and pixels.shape[-1] in {1, 3}:
             picture = (pixels.shape[2], pixels.shape[3])
             pixels = yuv420p(pixels).unsqueeze(-1)
         return Rendered(pixels, torch.stack((latents_finite, pixels_finite)), picture)
 
 
+<<<<<<< HEAD
 def decoder_for(
     codec: Codec, output: Output, preparation: Preparation, transform: Transform | None
 ) -> Decoder:
@@ -213,3 +225,7 @@ def _checked(transformed: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
             f"{tuple(decoded.shape)}, got {came}"
         )
     return transformed
+=======
+def _share_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+>>>>>>> edges

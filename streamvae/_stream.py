@@ -20,10 +20,10 @@ from ._errors import ClosedError, SinkTimeout, UsageError
 from ._identified import Identification
 from ._options import Mode, Options, Progress, SinkLike, device_of, resumed, sinks_of
 from ._pixels import Output
-from ._recipe import Transform
 from ._stats import StreamStats
 from ._supervisor import Chunk, Supervisor
 from ._tee import OnSinkError
+from ._transforms import Transform
 from .abc import Backend
 from .backends import mark, mark_weights
 from .latents import LatentsLike, open_latents
@@ -87,7 +87,8 @@ def stream_decode(
         output: ``"uint8"`` RGB by diffusers' PIL rule, ``"float32"`` (the decoder's values, pixels
             in [-1, 1]), or ``"device"`` (tensors in the weights' dtype, nothing is downloaded).
         transform: Called on the device with each chunk's float pixels in [-1, 1], channels
-            first, pictures whole; may change height, width and channels.
+            first, pictures whole; gives float pixels in [-1, 1] on the same device, and may change
+            height, width and channels, for all chunks alike. What it gives is copied.
         device: Where weights loaded here go. The user's own weights are never moved.
         queue_size: Chunks that fit between two stages.
         progress: True for a tqdm bar, a bar, or a callable of (frames done, frames in all).

@@ -9,8 +9,8 @@ import torch
 from ._chunks import StreamInfo
 from ._errors import LatentsError, UsageError
 from ._options import Mode
-from ._recipe import Transform
 from ._stream import stream_decode
+from ._transforms import Transform
 from .abc import Backend
 
 

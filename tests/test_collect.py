@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from streamvae import DeviceFrames, FrameCountError, HostChunk
+from streamvae import DeviceFrames, FrameCountError, HostChunk, UsageError
 from streamvae._collect import Collector
 
 Data = np.ndarray | torch.Tensor
@@ -75,4 +75,20 @@ async def test_more_than_promised() -> None:
     await collector.add(given[0], 3)
     with pytest.raises(FrameCountError, match="expected 3 frames, got 4"):
         await collector.add(given[1], 3)
+    collector.close()
+
+
+@pytest.mark.parametrize("frames", [6, None])
+@pytest.mark.parametrize("device", [True, False])
+@pytest.mark.parametrize("size", [(1, 1, 3), (4, 4, 1), (4, 2, 3)])
+async def test_a_size_that_changes(
+    frames: int | None, device: bool, size: tuple[int, int, int]
+) -> None:
+    """A chunk of another size is refused, also one that would broadcast to that of the others."""
+    collector, (first, *_) = Collector(), chunks("video", device=device)
+    await collector.add(first, frames)
+    data = torch.zeros(2, 3, *size)
+    other = DeviceFrames(1, 1, "video", data) if device else HostChunk(1, 1, "video", data.numpy())
+    with pytest.raises(UsageError, match="expected pictures of one size"):
+        await collector.add(other, frames)
     collector.close()

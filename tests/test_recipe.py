@@ -1,10 +1,13 @@
 """What the launch thread does with one chunk."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from streamvae import ShapeError
-from streamvae._recipe import Preparation, Recipe, Transform
+from streamvae import ShapeError, UsageError
+from streamvae._recipe import Preparation, Recipe
+from streamvae._transforms import Transform
 from streamvae.testing import TagCodec, tagged_latents
 
 
@@ -105,3 +108,116 @@ def test_a_transform_that_changes_too_much(transform: Transform, got: str) -> No
     """Batch and time stay what they are, and a tensor a tensor."""
     with pytest.raises(ShapeError, match=got):
         recipe(transform=transform).decode((tagged_latents(1),))
+
+
+def twice(results: list[Callable[[torch.Tensor], object]], **options: object) -> list[object]:
+    """Decode a chunk for each of ``results``, which say what the transform gives for it."""
+    coming = iter(results)
+
+    def transform(pixels: torch.Tensor) -> object:
+        return next(coming)(pixels)
+
+    made = recipe(transform=transform, **options)
+    return [made.decode((tagged_latents(1),)) for _ in results]
+
+
+@pytest.mark.parametrize(
+    ("transform", "got"),
+    [
+        (lambda pixels: pixels > 0, "got bool"),
+        (lambda pixels: ((pixels * 0.5 + 0.5) * 255).to(torch.uint8), "got uint8"),
+        (lambda pixels: (pixels * 10).long(), "got int64"),
+        (lambda pixels: pixels.to(torch.complex64), "got complex64"),
+        (lambda pixels: pixels.to(torch.float8_e4m3fn), "got float8_e4m3fn"),
+        (lambda pixels: pixels.to("meta"), "dense tensor on cpu, got strided on meta"),
+        (lambda pixels: pixels.to_sparse(), "dense tensor on cpu, got sparse_coo on cpu"),
+    ],
+)
+@pytest.mark.parametrize("later", [False, True], ids=["first", "second"])
+def test_a_transform_that_gives_what_pixels_are_not_made_of(
+    transform: Transform, got: str, later: bool
+) -> None:
+    """Only float pixels where the decoder's are: others would be quantised to a wrong picture."""
+    with pytest.raises(UsageError, match=got):
+        twice([torch.clone] * later + [transform])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_transform_that_gives_another_float_dtype(dtype: torch.dtype) -> None:
+    """Any float dtype that the pixel rule computes with will do."""
+    (made,) = twice([lambda pixels: pixels.to(dtype)])
+    assert tags(made) == [0]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda pixels: pixels[..., :1, :1],  # what broadcasts into an array of all frames
+        lambda pixels: pixels[..., :-2],
+        lambda pixels: pixels[..., 1:, :],
+        lambda pixels: pixels[:, :1],
+    ],
+    ids=["one pixel", "width", "height", "channels"],
+)
+def test_a_transform_whose_size_changes(other: Transform) -> None:
+    """All chunks of a stream are of one size, whichever that is."""
+    with pytest.raises(ShapeError, match=r"in one size, \(3, 8, 8\) without axes \(0, 2\)"):
+        twice([torch.clone, other])
+    with pytest.raises(ShapeError, match="in one size"):
+        twice([other, torch.clone])
+    assert len(twice([other, other])) == 2
+
+
+def test_pictures_of_two_sizes_are_transformed_each_by_its_own() -> None:
+    """What must not change is what a transform makes of one size."""
+    made = recipe(transform=lambda pixels: pixels[..., ::2, ::2])
+    shapes = []
+    for latents in (tagged_latents(1), tagged_latents(1, size=2), tagged_latents(1)):
+        rendered = made.decode((latents,))
+        assert rendered is not None
+        shapes.append(tuple(rendered.pixels.shape[2:]))
+    assert shapes == [(4, 4, 3), (8, 8, 3), (4, 4, 3)]
+
+
+def test_a_transform_whose_dtype_changes() -> None:
+    """Frames left on the device would change theirs on the way."""
+    with pytest.raises(UsageError, match="in one dtype, float32, got float16"):
+        twice([torch.clone, lambda pixels: pixels.half()])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_transform_that_makes_nan(value: float) -> None:
+    """The flag of the pixels is about what consumers get, also where the decoder's are finite."""
+    (made,) = twice([lambda pixels: pixels * value])
+    assert made.finite.tolist() == [True, False]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("output", ["float32", "device"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_transform_that_keeps_its_buffer(output: str, channels: int) -> None:
+    """What was rendered stays as it is when the transform writes to what it gave before."""
+    buffer = torch.empty(1, 1, 8, 8, channels).permute(0, 4, 1, 2, 3)
+    codec = TagCodec()
+    made = Recipe(codec, codec.decoder(), output, transform=lambda _: buffer)  # type: ignore[arg-type]
+    rendered = []
+    for value in (0.25, 0.5):
+        buffer.fill_(value)
+        rendered.append(made.decode((tagged_latents(1),)))
+    assert [each.pixels.unique().tolist() for each in rendered if each] == [[0.25], [0.5]]
+
+
+def test_a_transform_that_blends_into_the_first_chunk() -> None:
+    """Nor may it change a chunk that it passed on as it was, which is the decoder's memory."""
+    kept: list[torch.Tensor] = []
+
+    def blend(pixels: torch.Tensor) -> torch.Tensor:
+        kept.append(pixels[:, :1])
+        return kept[0].mul_(0.5).add_(pixels[:, :1])
+
+    codec = TagCodec()
+    made = Recipe(codec, codec.decoder(), "float32", transform=blend)
+    first = made.decode((tagged_latents(1),))
+    assert first is not None
+    before = first.pixels.clone()
+    assert made.decode((tagged_latents(1),)) is not None
+    assert torch.equal(first.pixels, before)

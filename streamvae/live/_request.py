@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, TypedDict
 from .._errors import ClosedError, StreamVAEError
 from .._options import Mode, Progress, SinkLike
 from .._pixels import Output
-from .._recipe import Transform
 from .._stream import FrameStream, left
 from .._tee import OnSinkError
+from .._transforms import Transform
 from .._turns import Line, Priority, in_line
 from ..stages import NonFinite
 from ._admission import Place

@@ -12,12 +12,15 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from streamvae._chunks import Array, HostChunk, StreamInfo
+from streamvae._chunks import Array, Band, HostChunk, StreamInfo
 from streamvae._errors import UsageError
 
 from ._durable import Sync
 from ._partial import Partial, partial_of
 from ._resumable import ResumableSink
+
+#: The numbers that are kept: pixels, and pixels or sound.
+DTYPES = (np.dtype(np.uint8).str, np.dtype(np.float32).str)
 
 
 class FileSink(ResumableSink):
@@ -108,8 +111,13 @@ class FileSink(ResumableSink):
         yield self.memory(rows)
 
     def same(self, chunk: HostChunk) -> bool:
-        """Read a chunk's frames again and compare."""
+        """Read a chunk's frames again and compare.
+
+        Raises:
+            UsageError: They are of another shape or dtype than what is there.
+        """
         rows: Array = chunk.data[:, 0] if chunk.kind == "image" else chunk.data[0]
+        self._expect_like(_like(rows, chunk.band))
         band = chunk.band
         self._file.seek(self.offset(chunk.start))
         if band is not None:  # its rows of the picture
@@ -137,13 +145,10 @@ class FileSink(ResumableSink):
         if chunk.kind != "image":
             self._expect_one(chunk.data.shape[0])
         rows: Array = chunk.data[:, 0] if chunk.kind == "image" else chunk.data[0]
-        band = chunk.band
-        height, top = ((), 0) if band is None else ((band.height,), band.rows.start)
-        like = ((*height, *rows.shape[1 + len(height) :]), rows.dtype.str)
+        like, top = _like(rows, chunk.band), chunk.band.rows.start if chunk.band else 0
         if not self._begun:
             self._like = like
-        if like != self._like:
-            raise UsageError(f"sink {self.name}: expected more of {self._like}, got {like}")
+        self._expect_like(like)
         if chunk.start != self._accepted:
             raise UsageError(
                 f"sink {self.name}: expected the chunk at {self._accepted}, got {chunk.start}"
@@ -170,6 +175,10 @@ class FileSink(ResumableSink):
         shape, dtype = self._like
         return math.prod(shape) * np.dtype(dtype).itemsize
 
+    def _expect_like(self, like: tuple[tuple[int, ...], str]) -> None:
+        if like != self._like:
+            raise UsageError(f"sink {self.name}: expected more of {self._like}, got {like}")
+
     def _expect_one(self, batch: int) -> None:
         if batch != 1:
             raise UsageError(
@@ -180,6 +189,12 @@ class FileSink(ResumableSink):
         where = f"kept in {self.partial}" if self.committed else "committed"
         unit = "samples" if self._info.kind == "sound" else "frames"
         error.add_note(f"In sink {self.name}: {self.committed} {unit} {where}.")
+
+
+def _like(rows: Array, band: Band | None) -> tuple[tuple[int, ...], str]:
+    """Shape of a frame (of a sample), and dtype."""
+    height = () if band is None else (band.height,)
+    return (*height, *rows.shape[1 + len(height) :]), rows.dtype.str
 
 
 def _read(file: io.FileIO, count: int) -> npt.NDArray[np.uint8]:

@@ -87,7 +87,7 @@ class Manifest:
             return Identity(
                 _strings(held["facts"]), None if hashes is None else _strings(hashes), {}
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
     def _write(self) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import ClassVar
-
-import numpy as np
 
 from streamvae._chunks import HostChunk
 
-from ._file import FileSink
+from ._file import DTYPES, FileSink
+from ._left import damaged
 
 #: Bytes of the header, whatever it says; the longest (a count of 19 digits) takes about 110.
 HEADER = 128
@@ -56,20 +56,22 @@ class NpyFile(FileSink):
             self._partial.release(keep=keep)
 
     def reread(self) -> int:
-        """Find the array that is there, and cut off what is not counted in."""
-        file = self._partial.resume()
-        try:
-            magic = np.lib.format.read_magic(file)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        except (ValueError, EOFError):  # killed before the header was written
+        """Find the array that is there, and cut off what is not counted in.
+
+        Raises:
+            UsageError: Its header is none that a stream has written.
+        """
+        head = self._partial.read(HEADER)
+        if len(head) < HEADER or not any(head):  # killed before the header was written
             return 0
-        if magic != (1, 0) or file.tell() != HEADER:
-            return 0
-        self._file, self._like = file, (tuple(shape[1:]), dtype.str)
-        whole = (os.fstat(file.fileno()).st_size - HEADER) // self._row_bytes
-        count = min(int(shape[0]), whole)
+        (rows, *shape), dtype = _parse(head) or ((0,), "")
+        if not dtype:
+            raise damaged(self.partial, "a file with another header")
+        self._file, self._like = self._partial.resume(), (tuple(shape), dtype)
+        whole = (os.fstat(self._file.fileno()).st_size - HEADER) // self._row_bytes
+        count = min(rows, whole)
         self._count(count)
-        file.truncate(self._end(count))
+        self._file.truncate(self._end(count))
         return count
 
     def offset(self, count: int) -> int:
@@ -96,11 +98,26 @@ class NpyFile(FileSink):
 
     def _count(self, rows: int) -> None:
         shape, dtype = self._like
-        head = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {(rows, *shape)}, }}"
-        magic = b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little")
-        self._write_at(memoryview(magic + head.ljust(HEADER - 11).encode("latin1") + b"\n"), 0)
+        self._write_at(memoryview(_header((rows, *shape), dtype)), 0)
 
     def _write_at(self, left: memoryview, at: int) -> None:
         self._file.seek(at)
         while left:
             left = left[self._file.write(left) :]
+
+
+def _header(shape: tuple[int, ...], dtype: str) -> bytes:
+    head = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}"
+    magic = b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little")
+    return magic + head.ljust(HEADER - 11).encode("latin1") + b"\n"
+
+
+def _parse(head: bytes) -> tuple[tuple[int, ...], str] | None:
+    """Shape and dtype of a header of ours; None of any other."""
+    found = re.search(rb"'descr': '(.{3})'.*'shape': \((\d+(?:, \d+)*),?\)", head)
+    if found is None:
+        return None
+    shape, dtype = tuple(map(int, found[2].split(b", "))), found[1].decode("latin1")
+    if dtype not in DTYPES or len(shape) not in {2, 4} or 0 in shape[1:]:
+        return None
+    return (shape, dtype) if _header(shape, dtype) == head else None

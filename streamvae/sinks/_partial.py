@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import io
 import os
 from pathlib import Path
@@ -11,17 +9,8 @@ from pathlib import Path
 from streamvae._errors import UsageError
 
 from ._durable import Sync, checked, sync_data, sync_directory
+from ._lock import POSIX, open_locked, unlock
 from ._manifest import Manifest
-
-try:
-    import fcntl
-except ImportError:  # Windows: two writers on one target are not noticed, no open file moves
-    _POSIX = False
-else:
-    _POSIX = True
-
-#: What a user can mend by naming another place.
-_BAD_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR}
 
 
 def partial_of(target: Path) -> Path:
@@ -124,15 +113,7 @@ class Partial:
                 sink, here or in another process, is writing to it.
         """
         refuse_existing(self.target, overwrite=self.overwrite)
-        try:
-            self._open()
-        except OSError as error:
-            if error.errno not in _BAD_PLACE:
-                raise
-            raise UsageError(
-                f"expected a writable directory {self.target.parent} for {self.path.name}, "
-                f"got: {error.strerror}"
-            ) from error
+        self._open()
         try:  # a writer that has just finished shows only now
             refuse_existing(self.target, overwrite=self.overwrite)
         except UsageError:
@@ -155,9 +136,16 @@ class Partial:
             sync_directory(self.path.parent)  # a name that is lost loses every commit
         return file
 
+    def read(self, count: int) -> bytes:
+        """The first ``count`` bytes of what an earlier run left, without going on with it."""
+        file = self._open_file
+        file.seek(0)
+        return file.read(count)
+
     def resume(self) -> io.FileIO:
         """Go on with what an earlier run left; positioned at 0."""
         self._ours = True
+        self._open_file.seek(0)
         return self._open_file
 
     def settle(self) -> None:
@@ -173,7 +161,7 @@ class Partial:
         """
         if self.sync != "none":
             sync_data(self._open_file.fileno())
-        if not _POSIX:
+        if not POSIX:
             self._open_file.close()
         move(self.path, self.target, overwrite=self.overwrite)
         self._let_go()
@@ -195,7 +183,7 @@ class Partial:
             if keep and self.sync != "none":
                 sync_data(self._file.fileno())
             if not keep and self._ours:
-                if not _POSIX:
+                if not POSIX:
                     self._file.close()
                 self.path.unlink(missing_ok=True)
                 if self.manifest is not None and not self.before.exists():
@@ -226,42 +214,20 @@ class Partial:
         return self._file
 
     def _open(self) -> None:
-        while True:
-            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
-            try:
-                handle, self._ours = os.open(self.path, flags | os.O_EXCL, 0o666), True
-            except FileExistsError:
-                handle, self._ours = os.open(self.path, flags, 0o666), False
-            self._file = io.FileIO(handle, "r+")
-            try:
-                self._lock(handle)
-            except UsageError:
-                self._file.close()
-                self._file = None
-                raise
-            # Between open and lock another writer may have moved or removed this very file.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle), self.path.stat()):
-                    return
-            self._let_go()
+        handle = open_locked(self.path, self.target, self._make)
+        self._file = io.FileIO(handle, "r+")
 
-    def _lock(self, handle: int) -> None:
-        if not _POSIX:
-            return
+    def _make(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"another sink is writing to {self.target} now; expected one at a time"
-            ) from None
-        except OSError:
-            return  # a file system without locks
+            handle, self._ours = os.open(self.path, flags | os.O_EXCL, 0o666), True
+        except FileExistsError:
+            handle, self._ours = os.open(self.path, flags, 0o666), False
+        return handle
 
     def _let_go(self) -> None:
         file, self._file = self._file, None
         if file is None or file.closed:
             return
-        with contextlib.suppress(OSError):
-            if _POSIX:  # by hand: a forked child may hold the same open file
-                fcntl.flock(file.fileno(), fcntl.LOCK_UN)
+        unlock(file.fileno())
         file.close()

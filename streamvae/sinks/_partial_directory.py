@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import tempfile
+import weakref
 from pathlib import Path
 
 from streamvae._errors import UsageError
 
 from ._durable import Sync, checked, sync_data, sync_directory
+from ._lock import POSIX, close_locked, close_when_collected, explained, open_locked
 from ._partial import partial_of
-
-try:
-    import fcntl
-except ImportError:  # Windows: two writers on one target are not noticed
-    _POSIX = False
-else:
-    _POSIX = True
-
-#: What a user can mend by naming another place.
-_BAD_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class PartialDirectory:
@@ -49,6 +40,7 @@ class PartialDirectory:
         self.path = partial_of(target)
         self._held = False
         self._lock: int | None = None
+        self._abandoned: weakref.finalize[[int], PartialDirectory]  # while it is locked
         self._ours = False
 
     def acquire(self) -> None:
@@ -59,15 +51,13 @@ class PartialDirectory:
                 sink, here or in another process, is writing to it.
         """
         self._refuse_target()
-        try:
-            self._open()
-        except OSError as error:
-            if error.errno not in _BAD_PLACE:
-                raise
-            raise UsageError(
-                f"expected a writable directory {self.target.parent} for {self.path.name}, "
-                f"got: {error.strerror}"
-            ) from error
+        if POSIX:
+            self._lock = open_locked(self.path, self.target, self._make)
+            self._abandoned = close_when_collected(self, self._lock)
+        else:  # a directory cannot be opened there
+            with explained(self.path, self.target):
+                self._make_directory()
+        self._held = True
         try:  # a writer that has just finished shows only now
             self._refuse_target()
             self._refuse_others(self.path)
@@ -156,37 +146,18 @@ class PartialDirectory:
                 "a directory of something else"
             )
 
-    def _open(self) -> None:
+    def _make(self) -> int:
         while True:
-            try:
-                self.path.mkdir()
-                self._ours = True
-            except FileExistsError:
-                self._ours = False
-            if not _POSIX:
-                self._held = True
-                return
-            handle = None
-            with contextlib.suppress(FileNotFoundError):
-                handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-                self._take_lock(handle)
-                # Between open and lock another writer may have moved or removed this very one.
-                if os.path.samestat(os.fstat(handle), self.path.stat()):
-                    self._held, self._lock = True, handle
-                    return
-            if handle is not None:
-                os.close(handle)
+            self._make_directory()
+            with contextlib.suppress(FileNotFoundError):  # another writer's that is over
+                return os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
 
-    def _take_lock(self, handle: int) -> None:
+    def _make_directory(self) -> None:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise UsageError(
-                f"another sink is writing to {self.target} now; expected one at a time"
-            ) from None
-        except OSError:
-            return  # a file system without locks
+            self.path.mkdir()
+            self._ours = True
+        except FileExistsError:
+            self._ours = False
 
     def _sync_all(self) -> None:
         """Sync what is in it. What was synced before costs next to nothing."""
@@ -201,8 +172,6 @@ class PartialDirectory:
     def _let_go(self) -> None:
         self._held = False
         handle, self._lock = self._lock, None
-        if handle is None:
-            return
-        with contextlib.suppress(OSError):  # by hand: a forked child may hold the same open file
-            fcntl.flock(handle, fcntl.LOCK_UN)
-        os.close(handle)
+        if handle is not None:
+            self._abandoned.detach()
+            close_locked(handle)

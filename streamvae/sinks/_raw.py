@@ -23,6 +23,7 @@ from streamvae._threads import Worker, outcome
 from ._direct import direct
 from ._durable import Sync, sync_data, sync_directory
 from ._file import FileSink
+from ._left import damaged, read_object, sizes
 from ._partial import move, refuse_existing
 
 P = ParamSpec("P")
@@ -131,12 +132,22 @@ class RawFile(FileSink):
             self._partial.release(keep=keep)
 
     def reread(self) -> int:
-        """Find the rows that are there, by the sidecar, and cut off what is not a whole one."""
-        try:
-            about = json.loads(_json_of(self.partial).read_text(encoding="utf-8"))
-            like = tuple(about["shape"][1:]), np.dtype(about["dtype"]).str
-        except (OSError, ValueError, KeyError, TypeError):  # killed before it was written
+        """Find the rows that are there, by the sidecar, and cut off what is not a whole one.
+
+        Raises:
+            UsageError: The sidecar is none that a stream has written.
+        """
+        sidecar = _json_of(self.partial)
+        about = read_object(sidecar)
+        if about is None:  # killed before it was written
             return 0
+        shape, dtype = about.get("shape"), about.get("dtype")
+        row = sizes(shape[1:]) if isinstance(shape, list) else None
+        if row is None or len(row) not in {1, 3} or 0 in row:
+            raise damaged(sidecar, f"shape {shape!r}")
+        if dtype not in {"uint8", "float32"} or about.get("byteorder") != sys.byteorder:
+            raise damaged(sidecar, f"dtype {dtype!r} of byteorder {about.get('byteorder')!r}")
+        like = row, np.dtype(str(dtype)).str
         self._file, self._like = self._partial.resume(), like
         count = os.fstat(self._file.fileno()).st_size // self._row_bytes
         self._file.truncate(self._file.seek(count * self._row_bytes))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
+
 from streamvae._chunks import HostChunk, StreamInfo
 from streamvae._errors import LatentsError
 from streamvae._identity import Identity
@@ -32,6 +34,7 @@ class ResumableSink(ThreadSink):
         self.manifest = Manifest(manifest)
         self._resuming = False
         self._proven = True  # that latents and weights are those of what is there
+        self._found = self._compared = 0  # frames that are there; of these, compared so far
 
     def restore(self) -> None:
         """After `start`, before anything else: find what is there, set ``_accepted``."""
@@ -42,7 +45,10 @@ class ResumableSink(ThreadSink):
         return True
 
     def let_go(self, chunk: HostChunk) -> None:
-        """Give up the frames from the first of ``chunk`` on, so that it can be put."""
+        """Give up the frames from the first of ``chunk`` on, so that it can be put.
+
+        What ``chunk`` holds may be nothing.
+        """
 
     async def identify(self, identity: Identity) -> None:
         """Learn what the stream is; again when its hashes are there."""
@@ -84,16 +90,36 @@ class ResumableSink(ThreadSink):
         self._state = "failed"  # unless it succeeds
         try:
             self.restore()
+            self._found = self._accepted
         except BaseException:
             self.stop()
             self._state = "aborted"
             raise
         self._state = "open"
 
+    def _close(self) -> None:
+        if self._state == "open" and self._compared < self._found:
+            self._cut_off()
+        super()._close()
+
+    def _cut_off(self) -> None:
+        """Give up what is there beyond the stream's end."""
+        _log.warning(
+            "sink %s: there are %d frames, the stream has %d: those behind its end are cut off",
+            self.name,
+            self._found,
+            self._compared,
+        )
+        self._state = "failed"  # unless it succeeds
+        self.let_go(HostChunk(0, self._compared, "video", np.empty(0, np.uint8)))
+        self._accepted = self._compared
+        self._state = "open"
+
     def _recheck(self, chunk: HostChunk) -> bool:
         self._expect("open")
         self._state = "failed"  # unless it succeeds
         if self.same(chunk):
+            self._compared = chunk.start + len(chunk)
             self._state = "open"
             return True
         if not self._proven:
@@ -107,6 +133,6 @@ class ResumableSink(ThreadSink):
             chunk.start,
         )
         self.let_go(chunk)
-        self._accepted = chunk.start
+        self._accepted = self._found = self._compared = chunk.start
         self._state = "open"
         return False

@@ -6,7 +6,7 @@ import io
 import os
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,10 @@ from streamvae._chunks import Frame, HostChunk, StreamInfo
 from streamvae._errors import UsageError
 
 from ._durable import Sync, checked, sync_directory
+from ._encoders import Encoders
+from ._lock import LockFile
 from ._partial import Partial
+from ._png import is_whole_png
 from ._resumable import ResumableSink
 from ._template import Template
 
@@ -34,6 +37,7 @@ class Stills(ResumableSink):
     Takes uint8 grey, RGB or (not JPEG) RGBA. Each file grows under its name and ``.partial`` and
     gets its name when it is whole, one after the other: those that are there are the first ones.
     `committed` counts them; it lags behind what was accepted by up to two frames for each encoder.
+    Two writers on one template are refused (where the system has ``flock``).
 
     Args:
         path: A template with one number's place, ``frames/%05d.png``, counted from 0; for several
@@ -82,10 +86,10 @@ class Stills(ResumableSink):
             "JPEG": {"quality": 95 if quality is None else quality},
             "WEBP": {"quality": 90 if quality is None else quality, "lossless": lossless},
         }[self._format]
-        self._workers = workers or min(4, os.cpu_count() or 1)
         self._overwrite = overwrite
         self._sync: Sync = "none" if checked(sync) == "none" else "close"
-        self._pool: ThreadPoolExecutor | None = None
+        self._lock = LockFile(self._template.lock, self.path)
+        self._encoders = Encoders(workers or min(4, os.cpu_count() or 1), given)
         self._encoding: deque[tuple[int, Path, Future[memoryview]]] = deque()
         self._written, self._batch = 0, 1
         self._again = 0  # pictures that an earlier run may have left, which may be replaced
@@ -109,7 +113,8 @@ class Stills(ResumableSink):
         """Refuse sound, float pixels, clips or frames without a place, and a bad directory.
 
         Raises:
-            UsageError: Naming what was expected and what came.
+            UsageError: Naming what was expected and what came; or another sink is writing to
+                these names.
         """
         if info.kind == "sound":
             raise UsageError(f"sink {self.name} keeps pictures; got sound")
@@ -123,6 +128,14 @@ class Stills(ResumableSink):
         if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
             raise UsageError(f"expected a writable directory {parent} for {self.name}")
         self._batch = info.batch if info.kind == "video" and info.batch else 1
+        self._lock.acquire()
+        try:
+            self._refuse_taken()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _refuse_taken(self) -> None:
         if self._resuming and self._template.there(self._batch):
             return
         for clip in range(self._batch if self._template.places == 2 else 1):
@@ -137,8 +150,8 @@ class Stills(ResumableSink):
             self._again = there + 1  # of that one some clips may be there
 
     def same(self, chunk: HostChunk) -> bool:
-        """Compare pictures, of lossy formats files."""
-        return all(self._workers_of().map(self._is_there, self._frames(chunk)))
+        """Compare PNGs by their pixels, if their files are whole; of other formats the files."""
+        return all(self._encoders.map(self._is_there, self._frames(chunk)))
 
     def let_go(self, chunk: HostChunk) -> None:
         """Have those from ``chunk`` on replaced."""
@@ -161,10 +174,10 @@ class Stills(ResumableSink):
         self._batch = batch
         if self._accepted == 0:
             self.manifest.begin()
-        encode = self._workers_of().submit
         for target, frame in self._frames(chunk):
-            self._encoding.append((frame.index, target, encode(self._encode, frame)))
-            while len(self._encoding) > 2 * self._workers:
+            encoded = self._encoders.submit(self._encode, frame)
+            self._encoding.append((frame.index, target, encoded))
+            while len(self._encoding) > 2 * len(self._encoders):
                 self._commit()
 
     def finish(self) -> None:
@@ -172,7 +185,8 @@ class Stills(ResumableSink):
         while self._encoding:
             self._commit()
         self.manifest.remove()
-        self._let_go()
+        self._encoders.close()
+        self._lock.release()
 
     def stop(self) -> None:
         """Keep what was accepted; after an error, up to the file that could not be written."""
@@ -181,14 +195,12 @@ class Stills(ResumableSink):
                 self._commit()
         finally:
             self._encoding.clear()
-            self._let_go()
-            if not self._written and self._accepted:
-                self.manifest.remove()
-
-    def _workers_of(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._workers, f"streamvae encode {self.name}")
-        return self._pool
+            self._encoders.close()
+            try:
+                if not self._written and self._accepted:
+                    self.manifest.remove()
+            finally:
+                self._lock.release()
 
     def _frames(self, chunk: HostChunk) -> Iterator[tuple[Path, Frame]]:
         for frame in chunk.frames(None):
@@ -199,12 +211,15 @@ class Stills(ResumableSink):
         from PIL import Image
 
         path, frame = named
-        if self._format == "JPEG" or not self._options.get("lossless", True):
-            return path.read_bytes() == self._encode(frame)
         try:
-            with Image.open(path) as there:
+            data = path.read_bytes()
+            if self._format != "PNG":
+                return data == self._encode(frame)
+            if not is_whole_png(data):  # torn by a loss of power
+                return False
+            with Image.open(io.BytesIO(data)) as there:  # of any level, by any release of zlib
                 return np.array_equal(np.asarray(there), np.asarray(frame.to_pil()))
-        except OSError:  # torn by a loss of power
+        except (OSError, SyntaxError, ValueError):  # gone, or none that Pillow can read
             return False
 
     def _commit(self) -> None:
@@ -235,10 +250,6 @@ class Stills(ResumableSink):
         into = io.BytesIO()
         frame.to_pil().save(into, self._format, **self._options)
         return into.getbuffer()
-
-    def _let_go(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
 
     def _expect_places(self, kind: str, batch: int | None, frames: int | None) -> None:
         if kind != "image" and (batch or 1) != 1 and self._template.places < 2:

@@ -36,9 +36,18 @@ class Template:
     @property
     def manifest(self) -> Path:
         """Where what is said of all of them lies: in the last directory that has no place."""
+        return self._beside(".manifest.json")
+
+    @property
+    def lock(self) -> Path:
+        """The file beside it that is there while somebody writes to these names."""
+        return self._beside(".lock")
+
+    def _beside(self, suffix: str) -> Path:
         first = next((part for part in self.path.parents if "%" not in str(part)), self._root)
         name = "-".join(self.path.relative_to(first).parts)
-        return partial_of(first / name).with_name(name + ".partial.manifest.json")
+        partial = partial_of(first / name)
+        return partial.with_name(partial.name + suffix)
 
     def name(self, clip: int, index: int) -> Path:
         """What one picture is called."""

@@ -14,6 +14,7 @@ from streamvae._chunks import Array, HostChunk, StreamInfo
 from streamvae._errors import MissingDependencyError, UsageError
 
 from ._durable import Sync
+from ._left import damaged
 from ._partial import partial_of
 from ._partial_directory import PartialDirectory
 from ._resumable import ResumableSink
@@ -110,26 +111,32 @@ class ZarrArray(ResumableSink):
 
     def restore(self) -> None:
         """Find the array that is there, and what its last piece holds if that is not whole."""
-        about = described(self.partial)
+        about = described(self.partial, self._info.kind)
         if about is None:
             return
         self._proven = self.manifest.fits(self.partial)
-        shape, piece = about["shape"], about["chunk_grid"]["configuration"]["chunk_shape"]
-        batch = shape.pop(0) if about["dimension_names"][0] == "batch" else 1
-        steps, *each = piece[-len(shape) :]
-        self._rest = np.empty((batch, steps, *each), about["data_type"])
-        if about["codecs"] != self._metadata(0)["codecs"] or self._length not in {None, steps}:
+        piece, dtype, length, codecs = about
+        try:
+            self._rest = np.empty(piece, dtype)
+        except (MemoryError, ValueError) as error:
+            raise damaged(self.partial / ABOUT, f"pieces of {piece}") from error
+        if codecs != self._metadata(0)["codecs"] or self._length not in {None, piece[1]}:
             raise UsageError(
                 f"expected the length and the zstd that {self.partial} was begun with, "
                 f"got length={self._length} and zstd={self._zstd}; nothing was touched"
             )
         self._store = self._opened()
-        self._take_up(shape[0])
-        self._counted = shape[0]
+        self._take_up(length)
+        self._counted = length
 
     def same(self, chunk: HostChunk) -> bool:
-        """Read a chunk's frames again and compare."""
+        """Read a chunk's frames again and compare.
+
+        Raises:
+            UsageError: They are of another shape or dtype than what is there.
+        """
         rows = chunk.data[None, :, 0] if chunk.kind == "image" else chunk.data
+        self._expect_like(rows)
         there = self._pieces.read(chunk.start, chunk.start + len(chunk))
         return there is not None and np.array_equal(there, rows)
 
@@ -153,9 +160,7 @@ class ZarrArray(ResumableSink):
         rows = chunk.data[None, :, 0] if chunk.kind == "image" else chunk.data
         if self._store is None:
             self._store = self._begin(rows)
-        like, got = _like(self._rest), _like(rows)
-        if like != got:
-            raise UsageError(f"sink {self.name}: expected more of {like}, got {got}")
+        self._expect_like(rows)
         if chunk.start != self._accepted:
             raise UsageError(
                 f"sink {self.name}: expected the chunk at {self._accepted}, got {chunk.start}"
@@ -213,8 +218,9 @@ class ZarrArray(ResumableSink):
     def _opened(self) -> Pieces:
         # The array that is described on the disk has what is stored. This one never ends.
         sync = self._partial.sync == "commit"
-        batched = len(self._rest) > 1
-        return Pieces(self.partial, self._metadata(ENDLESS), batched=batched, sync=sync)
+        compressed, piece = self._zstd is not None, self._rest.shape
+        about = self._metadata(ENDLESS)
+        return Pieces(self.partial, about, piece, compressed=compressed, sync=sync)
 
     def _steps(self, rows: Array) -> int:
         """Frames or samples in a piece."""
@@ -261,6 +267,11 @@ class ZarrArray(ResumableSink):
         }
         about = self._metadata(self._stored) | {"attributes": attributes}
         describe(self.partial, about, sync=self._partial.sync == "commit")
+
+    def _expect_like(self, rows: Array) -> None:
+        like, got = _like(self._rest), _like(rows)
+        if like != got:
+            raise UsageError(f"sink {self.name}: expected more of {like}, got {got}")
 
     def _explain(self, error: BaseException) -> None:
         where = f"kept in {self.partial}" if self.committed else "committed"

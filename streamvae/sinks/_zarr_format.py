@@ -7,13 +7,13 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from streamvae._pixels import Kind
 
 from ._durable import sync_data
+from ._left import damaged, read_object, sizes
 
 #: The description's file.
 ABOUT = "zarr.json"
@@ -72,13 +72,48 @@ def writer() -> str | None:
         return None
 
 
-def described(directory: Path) -> dict[str, Any] | None:
-    """The description in ``directory``; None where there is none that can be read."""
-    try:
-        about: dict[str, Any] = json.loads((directory / ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def described(
+    directory: Path, kind: Kind
+) -> tuple[tuple[int, ...], np.dtype[np.generic], int, object] | None:
+    """Read the description in ``directory`` of a stream of ``kind``.
+
+    Returns:
+        Of its pieces the shape (B, t, ...), the dtype, how long the array is, and the codecs; None
+        where there is no description yet.
+
+    Raises:
+        UsageError: It is none that `metadata` has made.
+    """
+    path = directory / ABOUT
+    about = read_object(path)
+    if about is None:
         return None
-    return about
+    layout = _layout(about, kind)
+    if layout is None or layout[1].name != about["data_type"]:
+        raise damaged(path, "the description of another array")
+    piece, dtype, length = layout
+    ours = metadata(piece, dtype, length, kind, None)
+    other = [name for name, value in ours.items() if name != "codecs" and about.get(name) != value]
+    if other:
+        raise damaged(path, f"another {' and '.join(other)}")
+    return piece, dtype, length, about.get("codecs")
+
+
+def _layout(
+    about: Mapping[str, object], kind: Kind
+) -> tuple[tuple[int, ...], np.dtype[np.generic], int] | None:
+    """Shape of the pieces, dtype and length as they are said to be, if that makes sense."""
+    grid = about.get("chunk_grid")
+    regular = grid.get("configuration") if isinstance(grid, dict) else None
+    piece = sizes(regular.get("chunk_shape")) if isinstance(regular, dict) else None
+    shape, name, axes = sizes(about.get("shape")), about.get("data_type"), len(AXES[kind])
+    if not piece or not shape or 0 in piece or name not in {"uint8", "float32"}:
+        return None
+    if len(piece) != len(shape) or len(shape) not in {axes, axes + 1}:
+        return None
+    batch = shape[0] if len(shape) > axes else 1
+    each = (batch, *piece[-axes:])
+    return each, np.dtype(str(name)), shape[-axes]
 
 
 def describe(directory: Path, about: Mapping[str, object], *, sync: bool) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from streamvae._chunks import Array
 
 from ._durable import sync_directory
+from ._zstd import is_whole_zstd
 
 #: Longer than any stream.
 ENDLESS = 2**40
@@ -23,16 +24,24 @@ class Pieces:
     Args:
         directory: Where.
         about: The description, `ENDLESS` steps long.
-        batched: Whether there is an axis in front of the one that grows.
+        piece: (B, t, ...), see `streamvae.sinks._zarr_format.metadata`.
+        compressed: Whether the pieces' files are frames of Zstandard.
         sync: Whether each piece is on the disk when it is written.
     """
 
     def __init__(
-        self, directory: Path, about: Mapping[str, object], *, batched: bool, sync: bool
+        self,
+        directory: Path,
+        about: Mapping[str, object],
+        piece: tuple[int, ...],
+        *,
+        compressed: bool,
+        sync: bool,
     ) -> None:
         import tensorstore
 
-        self._directory, self._batched, self._sync = directory, batched, sync
+        self._directory, self._piece, self._sync = directory, piece, sync
+        self._batched, self._compressed = piece[0] > 1, compressed
         self._store = tensorstore.open(
             {
                 "driver": "zarr3",
@@ -66,8 +75,25 @@ class Pieces:
         What is not there reads as zeros.
         """
         place = self._store[:, start:end] if self._batched else self._store[start:end]
+        if self._compressed and not self._are_whole(start, end):
+            return None
         try:
             data: Array = np.asarray(place.read().result())
-        except (OSError, ValueError):  # a piece that is cut off, or not what was compressed
-            return None
+        except (OSError, ValueError, ArithmeticError, LookupError, RuntimeError):
+            return None  # a piece that is cut off, or not what was compressed
         return data if self._batched else data[None]
+
+    def _are_whole(self, start: int, end: int) -> bool:
+        """Whether the files are frames of Zstandard, with nothing behind that others refuse."""
+        batch, steps, *each = self._piece
+        zeros = [0] * len(each)
+        numbers = (
+            [*([item] if self._batched else []), index, *zeros]
+            for item in range(batch)
+            for index in range(start // steps, -(-end // steps))
+        )
+        names = (".".join(map(str, ["c", *place])) for place in numbers)
+        try:
+            return all(is_whole_zstd((self._directory / name).read_bytes()) for name in names)
+        except OSError:
+            return False

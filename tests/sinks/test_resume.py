@@ -1,6 +1,7 @@
 """Sinks that go on with what an earlier run left, driven as a stage drives them."""
 
 import json
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -366,3 +367,44 @@ async def test_a_manifest_that_cannot_be_written(
     assert "could not be written, so nothing resumes it" in caplog.text
     assert len(np.load(tmp_path / "a.npy.partial")) == 13
     assert left_in(tmp_path) == {"a.npy.partial", "a.npy.partial.manifest.json"}
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("damage", ["appended", "cut", "flipped", "emptied", "zeros", "doubled"])
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_damaged_picture(
+    kind: str, damage: str, seed: int, tmp_path: Path, frames: Pictures
+) -> None:
+    """A picture's file that is not what was written is written again, whatever is wrong with it."""
+    rng = random.Random(seed)
+    sink = MAKERS[kind](tmp_path)
+    await begin(sink, frames[:5])
+    before = files(tmp_path)
+    path = tmp_path / "a" / f"3.{kind}"
+    data = bytearray(path.read_bytes())
+    at = rng.randrange(1, len(data) - 8)
+    flipped = data.copy()
+    flipped[at] ^= 1 << rng.randrange(8)
+    path.write_bytes(
+        {
+            "appended": data + rng.randbytes(rng.choice([1, 12, 1000])),
+            "cut": data[:at],
+            "flipped": flipped,
+            "emptied": b"",
+            "zeros": data[:at] + bytes(8) + data[at + 8 :],
+            "doubled": data + data,
+        }[damage]
+    )
+    assert await go_on(MAKERS[kind](tmp_path), frames[:5]) == 5
+    pictures = {name: data for name, data in before.items() if name.endswith(kind)}
+    assert files(tmp_path) == pictures
+
+
+async def test_pngs_of_another_level_are_the_same(tmp_path: Path, frames: Pictures) -> None:
+    """What another level (or release of zlib) has written stays: the pixels are the same."""
+    sink = Stills(tmp_path / "%d.png", level=9)
+    await begin(sink, frames[:5])
+    before = files(tmp_path)
+    assert await go_on(Stills(tmp_path / "%d.png", level=0), frames) == 5
+    after = files(tmp_path)
+    assert all(after[name] == data for name, data in before.items() if name.endswith("png"))
