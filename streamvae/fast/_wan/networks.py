@@ -104,16 +104,16 @@ class _Networks:
 
     def _cuda(self, device: torch.device, decoder: nn.Module) -> CudaKernels:
         """Kernels on a card; those that ``decoder`` needs are loaded and checked, once each."""
-        every = dict.fromkeys(
-            options
-            for pixels in (torch.bfloat16, torch.uint8)
-            for options in options_of(decoder, LATENTS, pixels)
-        )
         if device not in self._kernels:
             self._kernels[device] = _made(device)
         kernels = self._kernels[device]
         if isinstance(kernels, Exception):
             raise kernels.with_traceback(None)
+        every = dict.fromkeys(
+            options
+            for pixels in (torch.bfloat16, torch.uint8)
+            for options in options_of(decoder, LATENTS, pixels)
+        )
         for options in every:
             key = (device, options)
             if key not in self._checked:
