@@ -12,14 +12,9 @@ from ._bands import bands_of
 from ._caller import CallerContext, autocasts
 from ._chunks import Band
 from ._errors import ShapeError
-<<<<<<< HEAD
 from ._pixels import Output, all_finite, channels_last, render, yuv420p
-from .abc import Banded, Codec, Decoder, Rendered, Uint8Codec, Uint8Decoder
-=======
-from ._pixels import Output, all_finite, render, yuv420p
 from ._transforms import Transform, TransformChecker
-from .abc import Banded, Codec, Decoder, Rendered
->>>>>>> edges
+from .abc import Banded, Codec, Decoder, Rendered, Uint8Codec, Uint8Decoder
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -183,27 +178,21 @@ class Recipe:
         latents_finite = pixels_finite | True if self._finite is None else self._finite
         self._finite = None
         if self.transform is not None:
-<<<<<<< HEAD
-            decoded = _checked(self._run(self.transform, decoded), decoded)
+            decoded = self._checker.check(self._run(self.transform, decoded), decoded)
+            pixels_finite = pixels_finite & all_finite(decoded)
         if decoded.dtype is torch.uint8:
             pixels = channels_last(decoded, self.codec.kind).contiguous()
         else:
             pixels = render(decoded, self.codec.kind, self.output)
         picture = None
-=======
-            decoded = self._checker.check(self._run(self.transform, decoded), decoded)
-            pixels_finite = pixels_finite & all_finite(decoded)
-        pixels, picture = render(decoded, self.codec.kind, self.output), None
         if self.transform is not None and _share_memory(pixels, decoded):
             pixels = pixels.clone()  # the transform may keep what it gave, and write to it again
->>>>>>> edges
         if self.planes and pixels.shape[-1] in {1, 3}:
             picture = (pixels.shape[2], pixels.shape[3])
             pixels = yuv420p(pixels).unsqueeze(-1)
         return Rendered(pixels, torch.stack((latents_finite, pixels_finite)), picture)
 
 
-<<<<<<< HEAD
 def decoder_for(
     codec: Codec, output: Output, preparation: Preparation, transform: Transform | None
 ) -> Decoder:
@@ -214,18 +203,5 @@ def decoder_for(
     return codec.decoder()
 
 
-def _checked(transformed: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
-    """Refuse a transform that changes what may not change."""
-    fixed = (0, 2) if decoded.ndim in {3, 5} else (0,)
-    shape = getattr(transformed, "shape", ())
-    if len(shape) != decoded.ndim or any(shape[axis] != decoded.shape[axis] for axis in fixed):
-        came = f"shape {tuple(shape)}" if shape else f"{type(transformed).__name__}"
-        raise ShapeError(
-            f"expected transform to keep the dimensions and axes {fixed} of "
-            f"{tuple(decoded.shape)}, got {came}"
-        )
-    return transformed
-=======
 def _share_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
->>>>>>> edges

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 
@@ -75,7 +76,16 @@ def _norm(options: NormOptions, a: NormArguments, grid: tuple[int, int], threads
     frames, channels = grid[1], options.channels
     assert (grid[0] - 1) * 16 < a.pixels <= grid[0] * 16
     assert threads == 128
-    source = at(a.source, torch.bfloat16, frames, a.pixels, channels).float()
+    source = at(a.source, torch.bfloat16, frames, a.pixels, channels)
+    if options.share:
+        height, width = a.pixels // a.width // 2, a.width // 2
+        shape = (frames // a.time, height, width, channels, options.share)
+        shortcut = at(a.shortcut, torch.bfloat16, *shape)
+        for frame, y in itertools.product(range(frames), range(2 * height)):
+            row = shortcut[frame // a.time, y // 2, :, :, y % 2 if options.share == 2 else 0]
+            row = row.repeat_interleave(2, 0)
+            source[frame, y * a.width : (y + 1) * a.width] += row
+    source = source.float()
     k = source.square().sum(-1, keepdim=True).clamp(min=1e-24).rsqrt() * a.scale
     normed = source * k * at(a.gamma, torch.float32, channels)
     normed = functional.silu(normed) if options.silu else normed

@@ -16,6 +16,7 @@ from .cubins import cubin_of
 from .driver import ConvArguments, Driver, Function, NormArguments, slot_table
 from .interface import Activation, Convolution, Frames, Head, Norm, count_frames
 from .options import FUSED_CHANNELS, Kind, NormOptions, Options
+from .repeat import Shortcut
 from .weights import pack, phase_weights
 
 #: Pixels of a tile, and of its halo, in x and y.
@@ -230,18 +231,30 @@ class _Norm:
         self.kernels = kernels
         self.gamma = gamma.detach().float().contiguous()
 
-    def __call__(self, source: torch.Tensor, to: Frames, *, silu: bool = True) -> None:
+    def __call__(
+        self,
+        source: torch.Tensor,
+        to: Frames,
+        *,
+        silu: bool = True,
+        shortcut: Shortcut | None = None,
+    ) -> None:
         frames, height, width, channels = source.shape
+        share = shortcut.repeat.share if shortcut is not None else 0
         arguments = NormArguments(
             source=source.data_ptr(),
             norm=to.memory.data_ptr(),
             gamma=self.gamma.data_ptr(),
             pixels=height * width,
+            width=width,
+            time=1,
             scale=channels**0.5,
             norm_slots=slot_table(to.slots),
         )
+        if shortcut is not None:
+            arguments.shortcut, arguments.time = shortcut.source.data_ptr(), shortcut.time
         self.kernels.driver.launch(
-            self.kernels.function(NormOptions(channels, silu)),
+            self.kernels.function(NormOptions(channels, silu, share)),
             (-(-height * width // _NORM_PIXELS), frames),
             _NORM_THREADS,
             (ctypes.addressof(arguments),),

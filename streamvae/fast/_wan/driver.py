@@ -62,7 +62,10 @@ class NormArguments(ctypes.Structure):
         ("source", ctypes.c_void_p),
         ("norm", ctypes.c_void_p),
         ("gamma", ctypes.c_void_p),
+        ("shortcut", ctypes.c_void_p),
         ("pixels", ctypes.c_int),
+        ("width", ctypes.c_int),
+        ("time", ctypes.c_int),
         ("scale", ctypes.c_float),
         ("norm_slots", _SlotTable),
     )

@@ -26,10 +26,16 @@ class Weights(NamedTuple):
     @classmethod
     def of(cls, decoder: nn.Module) -> Weights:
         """Those of a decoder now, as the current stream finds them."""
-        tensors = (*decoder.parameters(), *decoder.buffers())
-        fingerprint = weights_of(decoder), tuple(map(_writes, tensors))
-        parameters: list[torch.Tensor] = list(decoder.parameters())
-        sums = torch._foreach_norm(parameters, 1, dtype=torch.float32)
+        # Not decoder.parameters(), which takes as long as all the rest.
+        weights = [
+            weight
+            for part in decoder.modules()
+            for weight in (*part._parameters.values(), *part._buffers.values())
+            if weight is not None
+        ]
+        fingerprint = weights_of(decoder), tuple(map(_writes, weights))
+        floats = [weight for weight in weights if weight.is_floating_point()]
+        sums = torch._foreach_norm(floats, 1, dtype=torch.float32)
         return cls(fingerprint, torch.stack(sums))
 
     def equal(self, other: Weights) -> bool:

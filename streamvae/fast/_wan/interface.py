@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from .options import Kind
+from .repeat import Shortcut
 
 
 class Frames(NamedTuple):
@@ -88,8 +89,22 @@ class Head(Protocol):
 class Norm(Protocol):
     """A norm with its gamma, on its own."""
 
-    def __call__(self, source: torch.Tensor, to: Frames, *, silu: bool = True) -> None:
-        """Norm (frames, height, width, channels) over its channels."""
+    def __call__(
+        self,
+        source: torch.Tensor,
+        to: Frames,
+        *,
+        silu: bool = True,
+        shortcut: Shortcut | None = None,
+    ) -> None:
+        """Norm (frames, height, width, channels) over its channels.
+
+        Args:
+            source: What is normed.
+            to: Where the result is written.
+            silu: Whether SiLU follows.
+            shortcut: Is added to ``source``, in place, before; one that ``is_fused``.
+        """
         ...
 
 

@@ -237,7 +237,8 @@ class _Builder:
             raise UnsupportedError("a shortcut that upsamples otherwise than its block")
         if shortcut.factor % shortcut.repeats:
             raise UnsupportedError(f"a shortcut of {shortcut.in_channels} channels")
-        return Level(blocks, upsampling, Repeat(shortcut.factor_t, upsampling.channels))
+        share = shortcut.factor // shortcut.repeats
+        return Level(blocks, upsampling, Repeat(shortcut.factor_t, upsampling.channels, share))
 
     def upsampling(self, resample: Untyped) -> Upsampling:
         time = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,6 +18,7 @@ from .driver import DriverError
 from .freshness import Look, Weights
 from .interface import Kernels
 from .network import Network, UnsupportedError, build
+from .options import Options
 from .recording import options_of
 from .selftest import SelfTestError, check_all
 
@@ -48,7 +48,7 @@ class _Networks:
             weakref.WeakKeyDictionary()
         )
         self._kernels: dict[torch.device, CudaKernels | Exception] = {}
-        self._checked: set[tuple[torch.device, Hashable]] = set()
+        self._checked: dict[tuple[torch.device, Options], Exception | None] = {}
         self._lock = fork_safe_lock()
 
     def latest(
@@ -103,29 +103,45 @@ class _Networks:
         return ""
 
     def _cuda(self, device: torch.device, decoder: nn.Module) -> CudaKernels:
-        """Kernels on a card, loaded and checked; a failure is remembered."""
-        found = self._kernels.get(device)
-        if isinstance(found, Exception):
-            raise found.with_traceback(None)
-        try:
-            kernels = found or CudaKernels(device)
-            every = dict.fromkeys(
-                options
-                for pixels in (torch.bfloat16, torch.uint8)
-                for options in options_of(decoder, LATENTS, pixels)
-            )
-            missing = [options for options in every if (device, options) not in self._checked]
-            kernels.load(missing)
-            check_all(kernels, missing)
-        except UnsupportedError:
-            raise
-        except FAILURES as error:
-            self._kernels[device] = error
-            _log.warning("the fused kernels cannot be used: %s", error)
-            raise
-        self._kernels[device] = kernels
-        self._checked.update((device, options) for options in missing)
+        """Kernels on a card; those that ``decoder`` needs are loaded and checked, once each."""
+        if device not in self._kernels:
+            self._kernels[device] = _made(device)
+        kernels = self._kernels[device]
+        if isinstance(kernels, Exception):
+            raise kernels.with_traceback(None)
+        every = dict.fromkeys(
+            options
+            for pixels in (torch.bfloat16, torch.uint8)
+            for options in options_of(decoder, LATENTS, pixels)
+        )
+        for options in every:
+            key = (device, options)
+            if key not in self._checked:
+                self._checked[key] = _failure(kernels, options)
+            failure = self._checked[key]
+            if failure is not None:
+                raise failure.with_traceback(None)
         return kernels
+
+
+def _made(device: torch.device) -> CudaKernels | Exception:
+    try:
+        return CudaKernels(device)
+    except DriverError as error:
+        _log.warning("there are no fused kernels: %s", error)
+        return error
+
+
+def _failure(kernels: CudaKernels, options: Options) -> Exception | None:
+    """Load and check one specialisation; give what went wrong, which it will again."""
+    try:
+        with torch.cuda.device(kernels.device):  # whose default stream is launched on
+            kernels.load([options])
+            check_all(kernels, [options])
+    except FAILURES as error:
+        _log.warning("a fused kernel cannot be used: %s", error)
+        return error
+    return None
 
 
 #: Of this process.

@@ -136,10 +136,17 @@ class ConvOptions:
 
 @dataclass(frozen=True, slots=True)
 class NormOptions:
-    """One specialisation of ``rms_norm.cu``: ``channels``, a multiple of 4, and SiLU or none."""
+    """One specialisation of ``rms_norm.cu``.
+
+    Attributes:
+        channels: A multiple of 4.
+        silu: Whether SiLU follows.
+        share: Channels of a shortcut, which is added first, for each of these; 0: there is none.
+    """
 
     channels: int
     silu: bool
+    share: int = 0
 
     #: The function in the module, and its source.
     function = "rms_norm"
@@ -147,7 +154,8 @@ class NormOptions:
     @property
     def name(self) -> str:
         """Unique, and fit for a file."""
-        return f"{self.function}_{self.channels}{'_silu' if self.silu else ''}"
+        parts = [self.function, str(self.channels), *["silu"] * self.silu]
+        return "_".join((*parts, *[f"share{self.share}"] * bool(self.share)))
 
     @property
     def shared_memory(self) -> int:
@@ -156,7 +164,7 @@ class NormOptions:
 
     def defines(self) -> dict[str, int]:
         """Macros that the source expects."""
-        return {"CHANNELS": self.channels, "SILU": int(self.silu)}
+        return {"CHANNELS": self.channels, "SILU": int(self.silu), "SHARE": self.share}
 
 
 #: What a kernel is specialised for.

@@ -9,6 +9,7 @@ from .conv_shape import ConvShape
 from .interface import Activation, Convolution, Frames, Head, Norm, count_frames
 from .network import build
 from .options import FUSED_CHANNELS, Kind, NormOptions, Options
+from .repeat import Shortcut
 from .step import ChunkDecoder, Histories
 
 #: Pixels along a side of a latent picture, which no option depends on.
@@ -89,8 +90,16 @@ class _Norm:
         self.kernels = kernels
         self.channels = channels
 
-    def __call__(self, source: torch.Tensor, to: Frames, *, silu: bool = True) -> None:  # noqa: ARG002
-        self.kernels.options[NormOptions(self.channels, silu)] = None
+    def __call__(
+        self,
+        source: torch.Tensor,  # noqa: ARG002
+        to: Frames,  # noqa: ARG002
+        *,
+        silu: bool = True,
+        shortcut: Shortcut | None = None,
+    ) -> None:
+        share = shortcut.repeat.share if shortcut is not None else 0
+        self.kernels.options[NormOptions(self.channels, silu, share)] = None
 
 
 def options_of(

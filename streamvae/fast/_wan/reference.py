@@ -9,6 +9,7 @@ from streamvae._pixels import quantise
 
 from .interface import Activation, Convolution, Frames, Head, Norm, count_frames
 from .options import FUSED_CHANNELS, Kind
+from .repeat import Shortcut
 from .weights import phase_weights
 
 
@@ -116,7 +117,16 @@ class _Norm:
     def __init__(self, gamma: torch.Tensor, compute: torch.dtype) -> None:
         self.gamma = gamma.detach().to(compute)
 
-    def __call__(self, source: torch.Tensor, to: Frames, *, silu: bool = True) -> None:
+    def __call__(
+        self,
+        source: torch.Tensor,
+        to: Frames,
+        *,
+        silu: bool = True,
+        shortcut: Shortcut | None = None,
+    ) -> None:
+        if shortcut is not None:
+            shortcut.add_to(source)
         normed = _normed(source.to(self.gamma.dtype), self.gamma)
         _write(to, functional.silu(normed) if silu else normed)
 

@@ -17,6 +17,7 @@ from .cuda_kernels import CudaKernels
 from .interface import Activation, Frames, Kernels
 from .options import ConvOptions, Kind, NormOptions, Options
 from .reference import ReferenceKernels
+from .repeat import Repeat, Shortcut
 
 #: Height and width: two tiles by two, all cut off.
 SIZE = (11, 19)
@@ -70,8 +71,7 @@ class Case:
         #: Odd, so that blocks of one frame are chosen; else two blocks of frames or three.
         self.frames = 3
         if isinstance(options, NormOptions):
-            self._source = self._noise(self.frames, *size, options.channels)
-            self._gamma = self._noise(options.channels).float()
+            self._norm(options)
             return
         if options.block_frames > 1:
             self.frames = {2: 6, 4: 8}[options.block_frames]
@@ -88,8 +88,10 @@ class Case:
         options = self.options
         if isinstance(options, NormOptions):
             normed = self._poisoned(dtype, self.frames, options.channels, self.size)
-            kernels.norm(self._gamma)(self._source, normed, silu=options.silu)
-            return Outputs({"norm": normed.memory})
+            source = self._source.clone()
+            norm = kernels.norm(self._gamma)
+            norm(source, normed, silu=options.silu, shortcut=self._shortcut)
+            return Outputs({"norm": normed.memory, "sum": source})
         if options.kind is Kind.HEAD:
             return self._run_head(kernels, dtype)
         layer = kernels.convolution(options.kind, self._weight, self._bias)
@@ -129,6 +131,16 @@ class Case:
         kernels.head(self._weight, self._bias)(self._source_frames, pixels, finite)
         name = "levels" if self.options.write_norm else "pixels"
         return Outputs({name: pixels, "finite": finite})
+
+    def _norm(self, options: NormOptions) -> None:
+        self._shortcut: Shortcut | None = None
+        if options.share:
+            repeat = Repeat(3 - options.share, options.channels, options.share)
+            self.size, self.frames = (2 * self.size[0], 2 * self.size[1]), 2 * repeat.time
+            shape = (2, self.size[0] // 2, self.size[1] // 2, options.channels * options.share)
+            self._shortcut = Shortcut(repeat, self._noise(*shape), first=False)
+        self._source = self._noise(self.frames, *self.size, options.channels)
+        self._gamma = self._noise(options.channels).float()
 
     def _convolution(self, options: ConvOptions) -> None:
         block, taps = options.block_channels, options.taps

@@ -9,6 +9,7 @@ from .interface import Activation, Convolution, Frames
 from .network import Attention, Causal, Input, Network, Normalization, ResidualBlock
 from .options import MAX_FRAMES
 from .pools import HISTORY, CausalInput, FramePool
+from .repeat import Shortcut
 
 #: Frames of a pool have the same level and channels; latents have one of their own.
 _PoolKey = tuple[int, int]
@@ -174,8 +175,12 @@ class ChunkDecoder:
             self._convolve(upsampling.space, Frames.of(x), shape, to=to, reader=reader)
             return larger
         upsampling.space(Frames.of(x), to=to)
-        level.shortcut.add(source, larger, first=self._first)
-        self._activate(larger, reader)
+        shortcut = Shortcut(level.shortcut, source, self._first)
+        if reader is not None and level.shortcut.is_fused:
+            self._activate(larger, reader, shortcut)
+        else:
+            shortcut.add_to(larger)
+            self._activate(larger, reader)
         return larger
 
     def _reader(self, number: int, index: int) -> _Reader | None:
@@ -245,10 +250,13 @@ class ChunkDecoder:
         launch(source, to=to, residual=residual)
         self._activate(to.memory, reader)
 
-    def _activate(self, sums: torch.Tensor, reader: _Reader | None) -> None:
+    def _activate(
+        self, sums: torch.Tensor, reader: _Reader | None, shortcut: Shortcut | None = None
+    ) -> None:
         if reader is not None:
             norm, place = reader
-            norm.launch(sums, self._inputs[place.index].begin(sums.shape[0]))
+            to = self._inputs[place.index].begin(sums.shape[0])
+            norm.launch(sums, to, shortcut=shortcut)
 
 
 def _opening(block: ResidualBlock | Attention) -> _Reader | None:
