@@ -236,13 +236,19 @@ class StreamedBackend:
                 made = () if rendered is None else (rendered.pixels, rendered.finite)
         finally:
             # Also when work() raised: kernels it had launched still read the latents.
-            ready = self._fence(turn, held, made)
+            ready = self._fence(turn, held, made, read=hold)
         return _Made(rendered, ready, label), ready
 
-    def _fence(self, turn: Ticket, held: _Hold, made: tuple[torch.Tensor, ...]) -> Event:
+    def _fence(
+        self,
+        turn: Ticket,
+        held: _Hold,
+        made: tuple[torch.Tensor, ...],
+        read: tuple[object, ...],
+    ) -> Event:
         """Keep what a launch reads until its event, and the turn too: that goes on in any case."""
         try:
-            held.event = ready = self._driver.record("compute", made=made, read=held.things)
+            held.event = ready = self._driver.record("compute", made=made, read=read)
         except BaseException:
             turn.leave()  # not with the error, which somebody may keep
             raise
