@@ -4,7 +4,9 @@ Every session runs in the environment that nox itself runs in: torch is far too 
 once for each. Make that environment with the README's test command.
 """
 
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,6 +38,49 @@ SAME_AS_DIFFUSERS = (
     "tests/test_equivalence.py",
     "tests/test_families.py",
     "tests/test_stream_pipeline.py",
+)
+
+#: What the project says of itself.
+PROJECT = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text("utf-8"))["project"]
+
+#: Interpreters that it names, beside the one that runs nox.
+PYTHONS = [
+    version
+    for each in PROJECT["classifiers"]
+    if "." in (version := each.removeprefix("Programming Language :: Python :: "))
+    and "::" not in version
+    and version != "{}.{}".format(*sys.version_info[:2])
+]
+
+#: What may differ between interpreters: loops, threads, frames of errors, interrupts, exits.
+QUICK = (
+    "tests/sinks/test_damage.py",
+    "tests/sinks/test_resume.py",
+    "tests/sinks/test_stills_writers.py",
+    "tests/test_av.py",
+    "tests/test_caller.py",
+    "tests/test_cancellation.py",
+    "tests/test_collect.py",
+    "tests/test_concurrency.py",
+    "tests/test_events.py",
+    "tests/test_exit.py",
+    "tests/test_locks.py",
+    "tests/test_loop_thread.py",
+    "tests/test_memory.py",
+    "tests/test_overlap.py",
+    "tests/test_pipeline.py",
+    "tests/test_progress.py",
+    "tests/test_recipe.py",
+    "tests/test_resume.py",
+    "tests/test_spans.py",
+    "tests/test_stages.py",
+    "tests/test_stream.py",
+    "tests/test_stress.py",
+    "tests/test_supervisor.py",
+    "tests/test_tee.py",
+    "tests/test_testing.py",
+    "tests/test_threads.py",
+    "tests/test_turns.py",
 )
 
 #: What the oldest diffusers needs beside it: it cannot be imported with transformers 5, and some
@@ -106,14 +151,50 @@ def oldest(session: nox.Session) -> None:
 
     It and what it was released with go into a folder ahead of the environment's own packages.
     """
-    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
-    floor = next(each for each in project["dependencies"] if each.startswith("diffusers>="))
+    floor = next(each for each in PROJECT["dependencies"] if each.startswith("diffusers>="))
     with tempfile.TemporaryDirectory(prefix="streamvae-oldest-") as folder:
         install = ("pip", "install", "-q", "--target", folder, *THEN)
         module(session, *install, floor.replace(">=", "=="))
         tests = session.posargs or ("tests/codecs", "tests/latents", *SAME_AS_DIFFUSERS)
         quiet = (option for noise in OLD_NOISE for option in ("-W", f"ignore:{noise}"))
         module(session, "pytest", *quiet, *tests, env={"PYTHONPATH": folder})
+
+
+def interpreter(version: str) -> str | None:
+    """Find an interpreter of ``version`` that runs, on PATH or among pyenv's."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+    found = [shutil.which(f"python{version}"), *pyenv.glob(f"{version}.*/bin/python")]
+    for path in filter(None, found):
+        asked = (str(path), "-c", "import sys; print('%d.%d' % sys.version_info[:2])")
+        # pyenv's shims are there also for what is not installed.
+        answer = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603
+        if answer.stdout.strip() == version:
+            return str(path)
+    return None
+
+
+def on_another_python(version: str) -> None:
+    """Add the session that tests the flow on Python ``version``, in an environment of its own."""
+
+    @nox.session(name=f"flow-{version}")
+    def flow(session: nox.Session) -> None:
+        """Test the flow on another interpreter, where it is installed."""
+        python = interpreter(version)
+        if python is None:
+            session.skip(f"there is no Python {version}")
+        environment = Path(".nox", f"flow-{version}")
+        own = str(environment / "bin" / "python")
+        if not environment.is_dir():
+            session.run(python, "-m", "venv", str(environment), external=True)
+        extras = ".[video,zarr,live,plots,dev]"
+        install = ("pip", "install", "-q", "-c", "constraints.txt", "-e", extras)
+        session.run(own, "-m", *install, external=True)
+        tests = session.posargs or QUICK
+        session.run(own, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, external=True)
+
+
+for each in PYTHONS:
+    on_another_python(each)
 
 
 @nox.session

@@ -6,15 +6,14 @@ is running already, as in Jupyter.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
 from typing import TYPE_CHECKING, TypeVar, Unpack
-
-from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from ._av import AVOptions, stream_decode_av
 from ._chunks import Array, Frame
 from ._errors import UsageError
+from ._frame_iterator import FrameIterator
+from ._loop_thread import LoopThread
 from ._merged import AVStats, AVStream
 from ._options import SinkLike, StreamOptions, sinks_of
 from ._stats import StreamStats
@@ -47,8 +46,7 @@ def save(
     """
     stream = stream_decode(latents, source, sinks=_somewhere(sinks), **options)
     stream._unwatch()
-    with _running(stream) as portal:
-        return portal.call(stream.finish)
+    return _run(stream, stream.finish)
 
 
 async def asave(
@@ -74,9 +72,10 @@ def iter_decode(
     """Iterate over frames as they get ready, without a loop. Options as for `stream_decode`.
 
     Nothing starts before the first frame is asked for; leaving the iteration early stops the
-    stream as soon as the generator is closed or collected.
+    stream as soon as the generator is closed (then this returns when everything is given back) or
+    collected (then it ends by itself).
     """
-    return _frames(stream_decode(latents, source, sinks=sinks, **options))
+    return FrameIterator(stream_decode(latents, source, sinks=sinks, **options), _frames)
 
 
 def collect(
@@ -88,8 +87,7 @@ def collect(
 ) -> Array | torch.Tensor:
     """Decode into one array: video (B, T, H, W, C), images (N, H, W, C), sound (B, S, C)."""
     stream = stream_decode(latents, source, sinks=sinks, **options)
-    with _running(stream) as portal:
-        return portal.call(stream.collect)
+    return _run(stream, stream.collect)
 
 
 def save_av(
@@ -118,8 +116,7 @@ def save_av(
         raise UsageError("expected at least one path or sink to save to, got none")
     stream = stream_decode_av(video_latents, audio_latents, source, **options)
     stream._unwatch()
-    with _running(stream) as portal:
-        return portal.call(stream.finish)
+    return _run(stream, stream.finish)
 
 
 def iter_decode_av(
@@ -129,7 +126,7 @@ def iter_decode_av(
     **options: Unpack[AVOptions],
 ) -> Generator[Frame, None, None]:
     """As `iter_decode`, over pictures and blocks of sound. Options as for `stream_decode_av`."""
-    return _both(stream_decode_av(video_latents, audio_latents, source, **options))
+    return FrameIterator(stream_decode_av(video_latents, audio_latents, source, **options), _both)
 
 
 def collect_av(
@@ -140,37 +137,36 @@ def collect_av(
 ) -> tuple[Array | torch.Tensor, Array | torch.Tensor]:
     """Decode into two arrays, video (B, T, H, W, C) and sound (B, S, C)."""
     stream = stream_decode_av(video_latents, audio_latents, source, **options)
-    with _running(stream) as portal:
-        return portal.call(stream.collect)
+    return _run(stream, stream.collect)
 
 
-def _frames(stream: FrameStream) -> Generator[Frame, None, None]:
-    with _running(stream) as portal:
-        chunks = stream.chunks(bands=False)
-        while (chunk := portal.call(_next, chunks)) is not None:
-            yield from chunk.frames(stream.info.rate)
-            del chunk
+def _frames(stream: FrameStream, thread: LoopThread) -> Generator[Frame, None, None]:
+    chunks = stream.chunks(bands=False)
+    while (chunk := thread.call(_next, chunks)) is not None:
+        yield from chunk.frames(stream.info.rate)
+        del chunk
 
 
-def _both(stream: AVStream) -> Generator[Frame, None, None]:
-    with _running(stream) as portal:
-        frames = aiter(stream)
-        while (frame := portal.call(_next, frames)) is not None:
-            yield frame
-            del frame
+def _both(stream: AVStream, thread: LoopThread) -> Generator[Frame, None, None]:
+    frames = aiter(stream)
+    while (frame := thread.call(_next, frames)) is not None:
+        yield frame
+        del frame
 
 
-@contextlib.contextmanager
-def _running(stream: FrameStream | AVStream) -> Iterator[BlockingPortal]:
-    """``stream`` entered on a loop of its own, in a thread of its own, and left again."""
-    with start_blocking_portal("asyncio") as portal:
-        # Async iterables of latents and async sinks run there: they are the caller's.
-        entered = portal.call(stream._caller.enter)
-        try:
-            with portal.wrap_async_context_manager(stream):
-                yield portal
-        finally:
-            portal.call(entered.close)
+def _run(stream: FrameStream | AVStream, to_the_end: Callable[[], Awaitable[T]]) -> T:
+    """Enter ``stream`` on a loop of its own, in a thread of its own, and run it to the end."""
+
+    async def run() -> T:
+        async with stream:
+            return await to_the_end()
+
+    # Async iterables of latents and async sinks run there: they are the caller's.
+    thread = LoopThread(stream._caller.enter)
+    try:
+        return thread.call(run)
+    finally:
+        thread.close()
 
 
 async def _next(items: AsyncIterator[T]) -> T | None:

@@ -106,6 +106,7 @@ class Tee:
             async with anyio.create_task_group() as group:
                 for sink in self._taking:
                     group.start_soon(self._write, sink, chunk, failed)
+        del chunk  # since Python 3.13 a kept traceback's frames keep those that called them
         if failed:
             await self._leave_behind(failed)
         if self.alone and self.sinks and not self._taking:

@@ -6,10 +6,12 @@ import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 
-from streamvae import stream_decode
+from streamvae import HostChunk, stream_decode
+from streamvae._pixels import Kind
 from streamvae._threads import Worker, calls_running, outcome, parked
 from streamvae.abc import Rendered
 from streamvae.testing import (
@@ -258,6 +260,18 @@ def test_an_hour_in_no_time() -> None:
     assert time.monotonic() - began < 60
 
 
+def test_an_executor_is_shut_down_in_no_time() -> None:
+    """Its threads end in real time: the clock does not run on to the limit that a runner sets."""
+
+    async def main() -> VirtualLoop:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        await asyncio.to_thread(time.monotonic)
+        return loop
+
+    assert run_virtual(main()).jumps == []
+
+
 @virtual
 async def test_timers_run_in_order() -> None:
     """Timers fire in the order and at the moment they are due."""
@@ -436,3 +450,22 @@ async def test_memory_sink() -> None:
     await stream.finish()
     assert (sink.indices, sink.tags, sink.committed) == ([0, 1, 2], [0, 2, 2, 4, 4], 5)
     assert sink.info == stream.info
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "tags"),
+    [
+        ("sound", (2, 3, 2), [0, 2, 4, 6, 8, 10]),
+        ("image", (2, 1, 1, 1, 3), [0, 3]),
+        ("video", (1, 2, 2, 1, 3), [0, 6]),
+    ],
+)
+async def test_memory_sink_of_every_kind(
+    kind: Kind, shape: tuple[int, ...], tags: list[int]
+) -> None:
+    """It takes sound, pictures and video, as any sink may be given."""
+    sink = MemorySink()
+    data = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    await sink.write(HostChunk(0, 0, kind, data))
+    assert sink.tags == tags
+    assert sink.committed == (shape[0] if kind == "image" else shape[1])

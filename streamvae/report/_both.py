@@ -9,10 +9,10 @@ from typing import cast
 
 import numpy as np
 import torch
-from anyio.from_thread import start_blocking_portal
 
 from .._chunks import DeviceFrames, HostChunk
 from .._errors import FrameCountError
+from .._loop_thread import run_on_loop_thread
 from .._options import Mode, Progress
 from .._pixels import Output, render
 from .._stream import FrameStream, stream_decode
@@ -184,8 +184,7 @@ class Both:
             output=output,
             progress=progress,
         )
-        with start_blocking_portal("asyncio") as portal:
-            chunks, note = portal.call(_gathered, stream)
+        chunks, note = run_on_loop_thread(_gathered, stream)
         axis = 0 if self.codec.kind == "image" else 1
         parts = [chunk.data for chunk in chunks]
         if output == "device":

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from anyio.from_thread import start_blocking_portal
 
 from .._errors import LatentsError, UsageError
+from .._loop_thread import run_on_loop_thread
 from .._options import Mode, Progress, device_of
 from .._source import resolve
 from ..abc import Codec
@@ -164,5 +164,4 @@ def _read(source: LatentSource, codec: Codec) -> tuple[Codec, tuple[str, ...], t
         # Whoever made them did so on the stream that decodes them, too: this thread's.
         return completed, notes, piece.tensor
 
-    with start_blocking_portal("asyncio") as portal:
-        return portal.call(read)
+    return run_on_loop_thread(read)

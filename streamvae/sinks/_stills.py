@@ -90,7 +90,7 @@ class Stills(ResumableSink):
         self._sync: Sync = "none" if checked(sync) == "none" else "close"
         self._lock = LockFile(self._template.lock, self.path)
         self._encoders = Encoders(workers or min(4, os.cpu_count() or 1), given)
-        self._encoding: deque[tuple[int, Path, Future[memoryview]]] = deque()
+        self._encoding: deque[tuple[int, Path, Future[bytes]]] = deque()
         self._written, self._batch = 0, 1
         self._again = 0  # pictures that an earlier run may have left, which may be replaced
 
@@ -225,7 +225,7 @@ class Stills(ResumableSink):
     def _commit(self) -> None:
         index, target, encoded = self._encoding.popleft()
         try:
-            left = encoded.result()
+            left = memoryview(encoded.result())
             if not target.parent.exists():
                 target.parent.mkdir(exist_ok=True)
                 if self._sync != "none":
@@ -246,10 +246,11 @@ class Stills(ResumableSink):
             raise
         self._written += 1
 
-    def _encode(self, frame: Frame) -> memoryview:
+    def _encode(self, frame: Frame) -> bytes:
         into = io.BytesIO()
         frame.to_pil().save(into, self._format, **self._options)
-        return into.getbuffer()
+        # Not its buffer: collected together with that, it complains (Python 3.12).
+        return into.getvalue()
 
     def _expect_places(self, kind: str, batch: int | None, frames: int | None) -> None:
         if kind != "image" and (batch or 1) != 1 and self._template.places < 2:

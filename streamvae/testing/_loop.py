@@ -49,6 +49,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().run_in_executor(executor, counted(run))
         return asyncio.wrap_future(future, loop=self)
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ARG002
+        """Wait for its threads as long as that takes: a time limit would be over at once.
+
+        Since Python 3.12 `asyncio.Runner` sets one.
+        """
+        await super().shutdown_default_executor()
+
     def _jump(self, seconds: float) -> None:
         self._now += seconds
         self.jumps.append(seconds)

@@ -12,6 +12,8 @@ from streamvae._threads import Worker, outcome, parked
 class MemorySink:
     """Remembers what happened to it: ``calls``, ``indices`` of chunks, frames' ``tags``, ``info``.
 
+    A tag is a frame's first number; of sound each sample has one, its first channel's.
+
     Args:
         seconds: How long each write takes, in the loop's clock.
         fail_at: Raise OSError instead of taking the chunk of this index.
@@ -48,13 +50,14 @@ class MemorySink:
         self.info = info
 
     async def write(self, chunk: HostChunk) -> None:
-        """Remember the chunk's index and its frames' first bytes."""
+        """Remember the chunk's index and its frames' first numbers (of sound, its samples')."""
         if chunk.index == self._fail_at:
             raise OSError(f"the sink was to fail at chunk {chunk.index}")
         if self._seconds:
             await asyncio.sleep(self._seconds)
         self.indices.append(chunk.index)
-        self.tags += chunk.data.reshape(-1, *chunk.data.shape[2:])[:, 0, 0, 0].tolist()
+        steps = chunk.data.shape[0] * chunk.data.shape[1]
+        self.tags += chunk.data.reshape(steps, -1)[:, 0].tolist()
         self.committed += len(chunk)
 
     async def close(self) -> None:
