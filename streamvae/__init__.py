@@ -13,6 +13,7 @@ from ._chunks import Band, DeviceFrames, Frame, HostChunk, StreamInfo
 # errors
 from ._errors import (
     ClosedError,
+    ControlFlowError,
     DeviceError,
     FrameCountError,
     LatentsError,
@@ -104,6 +105,7 @@ __all__ = [  # noqa: RUF022  # grouped as the imports are
     "ZarrArray",
     # errors
     "ClosedError",
+    "ControlFlowError",
     "DeviceError",
     "FrameCountError",
     "LatentsError",

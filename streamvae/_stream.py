@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import traceback
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from ._bands import Joiner
 from ._caller import ThreadState
 from ._chunks import Array, Frame, StreamInfo
 from ._collect import Collector
-from ._errors import ClosedError, SinkTimeout, UsageError
+from ._errors import ClosedError, SinkTimeout, UsageError, clear_frames
 from ._identified import Identification
 from ._options import Mode, Options, Progress, SinkLike, device_of, resumed, sinks_of
 from ._pixels import Output
@@ -337,7 +336,7 @@ class FrameStream:
             # A chunk handed over just as the wait is broken off is lost, and nobody would notice:
             # so a broken step is the last one, as it is in an async generator. Nor may that chunk
             # live on in the traceback, which a cancelled task keeps.
-            traceback.clear_frames(error.__traceback__)
+            clear_frames(error)
             self._halt()
             raise
         raise StopAsyncIteration
@@ -434,5 +433,7 @@ class _Iteration(Generic[T]):
             del chunk
 
     def __del__(self) -> None:
-        if not self._over and self._stream._run is not None:
-            self._stream._run.abandon()
+        run = self._stream._run
+        # One that is closed was told to stop; it must not be kept by the loop, which would be told.
+        if not (self._over or run is None or self._stream._closed):
+            run.abandon()
