@@ -109,6 +109,10 @@ class ClosedError(StreamVAEError, RuntimeError):
     """Raised when a stream is used again: a second iteration, or a step after its end."""
 
 
+class ConcurrentUseError(UsageError, RuntimeError):
+    """Raised when a stream is used by two tasks at once, or from another loop than its own."""
+
+
 class ControlFlowError(StreamVAEError, RuntimeError):
     """Raised for what user code raised that is no error to Python but ends something else.
 
