@@ -13,6 +13,8 @@ from ._chunks import Band, DeviceFrames, Frame, HostChunk, StreamInfo
 # errors
 from ._errors import (
     ClosedError,
+    ConcurrentUseError,
+    ControlFlowError,
     DeviceError,
     FrameCountError,
     LatentsError,
@@ -104,6 +106,8 @@ __all__ = [  # noqa: RUF022  # grouped as the imports are
     "ZarrArray",
     # errors
     "ClosedError",
+    "ConcurrentUseError",
+    "ControlFlowError",
     "DeviceError",
     "FrameCountError",
     "LatentsError",

@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ParamSpec, Self, TypeVar
 
 import torch
@@ -118,12 +119,11 @@ class CallerContext:
 
     def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``call`` on this thread as if its caller had."""
+        return self._context.run(self._run, partial(call, *args, **kwargs))
 
-        def entered() -> T:
-            with self._state.enter():
-                return call(*args, **kwargs)
-
-        return self._context.run(entered)
+    def _run(self, call: Callable[[], T]) -> T:
+        with self._state.enter():
+            return call()
 
 
 #: Of the caller of the stream whose task one is in.

@@ -6,6 +6,15 @@ themselves, with a note that names the stage and the chunk.
 
 from __future__ import annotations
 
+import contextlib
+import traceback
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 class StreamVAEError(Exception):
     """Base of every error that streamvae raises itself."""
@@ -102,6 +111,19 @@ class ClosedError(StreamVAEError, RuntimeError):
     """Raised when a stream is used again: a second iteration, or a step after its end."""
 
 
+class ConcurrentUseError(UsageError, RuntimeError):
+    """Raised when a stream is used by two tasks at once, or from another loop than its own."""
+
+
+class ControlFlowError(StreamVAEError, RuntimeError):
+    """Raised for what user code raised that is no error to Python but ends something else.
+
+    ``StopIteration`` ends a loop, ``CancelledError`` a task, ``GeneratorExit`` a generator,
+    ``KeyboardInterrupt`` and ``SystemExit`` a program: raised in a sink, a source or a transform,
+    they would end what awaits it in silence. What was raised is the ``__cause__``.
+    """
+
+
 class DeviceError(StreamVAEError, RuntimeError):
     """Raised when weights, latents and the requested device do not fit together."""
 
@@ -115,3 +137,56 @@ class MissingDependencyError(StreamVAEError, ImportError):
             f"pip install 'streamvae[{extra}]'"
         )
         self.package = package
+
+
+def as_error(raised: BaseException) -> Exception:
+    """``raised``, or the `ControlFlowError` in its place where it would pass for something else."""
+    if isinstance(raised, Exception) and not isinstance(raised, _CONTROL_FLOW):
+        return raised
+    error = ControlFlowError(
+        f"expected a result or an error of the code that was called, it raised {raised!r}"
+    )
+    error.__cause__ = raised
+    return error
+
+
+def call_user(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run user code here; what it raises comes out `as_error`."""
+    try:
+        return call(*args, **kwargs)
+    except BaseException as raised:
+        error = as_error(raised)
+        if error is raised:
+            raise
+        raise error from raised
+
+
+#: Packages whose frames are cleared: ours, and those whose frames hold chunks and activations. Who
+#: debugs code of their own finds its locals.
+_CLEARED = frozenset({"streamvae", "anyio", "torch", "diffusers", "accelerate"})
+
+
+def clear_frames(error: BaseException) -> None:
+    """Let the frames of ``error``, and of all it came from, hold no chunk and no decoder's state.
+
+    Whoever keeps an error keeps its traceback. Frames of user code stay as they are. What a closure
+    holds is held by its frame, cleared or not: so chunks are handed on as arguments.
+    """
+    seen: dict[int, BaseException] = {}
+    found: list[BaseException | None] = [error]
+    while found:
+        one = found.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen[id(one)] = one
+        found += (one.__cause__, one.__context__)
+        if isinstance(one, BaseExceptionGroup):
+            found += one.exceptions
+        for frame, _ in traceback.walk_tb(one.__traceback__):
+            if str(frame.f_globals.get("__name__")).partition(".")[0] in _CLEARED:
+                with contextlib.suppress(RuntimeError):  # it is running
+                    frame.clear()
+
+
+#: Exceptions that mean something to whoever awaits; ``asyncio`` takes the last for its own.
+_CONTROL_FLOW = (StopIteration, StopAsyncIteration, CancelledError)

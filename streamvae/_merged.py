@@ -11,7 +11,7 @@ from ._chunks import Array, Frame, StreamInfo
 from ._collect import Collector
 from ._errors import ClosedError, LatentsError, SinkTimeout, UsageError
 from ._stats import StreamStats
-from ._stream import FrameStream, left
+from ._stream import FrameStream, Steps, left
 from ._supervisor import Chunk
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ class AVStream:
     async def __aenter__(self) -> Self:
         try:
             await self._open()
-        except BaseException:
-            await self.aclose()
+        except BaseException as error:
+            await left(self.aclose(), error)
             raise
         return self
 
@@ -141,6 +141,7 @@ class AVStream:
         Raises:
             SinkTimeout: A sink did not end within ``sink_timeout``; its thread ends by itself.
         """
+        self._check_loop()
         self._halt()
         stuck: list[SinkTimeout] = []
         try:
@@ -156,6 +157,11 @@ class AVStream:
         """Let only the sinks get what there is, as in `FrameStream`."""
         self._video._unwatch()
         self._audio._unwatch()
+
+    def _check_loop(self) -> None:
+        """Refuse another loop before anything is stopped."""
+        self._video._check_loop()
+        self._audio._check_loop()
 
     def _halt(self) -> None:
         self._closed = True
@@ -254,6 +260,7 @@ class _Merged(Generic[T]):
     ) -> None:
         self._stream = stream
         self._opened = False
+        self._steps = Steps()
         # Sound first: of two that are equally early the first is taken.
         self._sides = [_Side(one, split, start) for one in (stream._audio, stream._video)]
 
@@ -261,22 +268,31 @@ class _Merged(Generic[T]):
         return self
 
     async def __anext__(self) -> T:
-        while True:
-            going = [side for side in self._sides if not side.over]
-            if not going:
-                raise StopAsyncIteration
-            self._stream._check_open()
-            try:
-                if not self._opened:
-                    await self._stream._open()
-                    self._opened = True
-                earliest = min(going, key=_Side.time)
-                if earliest.items:
-                    return earliest.items.popleft()
-                await earliest.fetch()
-                self._stream._check_batch()
-            except BaseException:
-                for side in self._sides:
-                    side.items.clear()
-                self._stream._halt()
-                raise
+        with self._steps:
+            self._stream._check_loop()
+            while True:
+                item = await self._step()
+                if item is not None:
+                    return item
+
+    async def _step(self) -> T | None:
+        """Give what comes next if it is there, or have more of it come."""
+        going = [side for side in self._sides if not side.over]
+        if not going:
+            raise StopAsyncIteration
+        self._stream._check_open()
+        try:
+            if not self._opened:
+                await self._stream._open()
+                self._opened = True
+            earliest = min(going, key=_Side.time)
+            if earliest.items:
+                return earliest.items.popleft()
+            await earliest.fetch()
+            self._stream._check_batch()
+        except BaseException:
+            for side in self._sides:
+                side.items.clear()
+            self._stream._halt()
+            raise
+        return None

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-import traceback
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from typing import Any, Generic, TypeVar
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from ._errors import ClosedError
+from ._errors import ClosedError, clear_frames
 from ._log import Visit
 from ._stats import StageTimes
 
@@ -111,7 +110,7 @@ class Pipeline:
             except BaseException as error:
                 # Whoever keeps the traceback (for a cancellation, a cycle of anyio's) must not
                 # pin chunks or slots.
-                traceback.clear_frames(error.__traceback__)
+                clear_frames(error)
                 if not isinstance(error, Exception):
                     raise
                 error.add_note(worker.place())

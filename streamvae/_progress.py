@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._chunks import StreamInfo
+from ._errors import call_user
 from ._options import Progress, ProgressBar
 
 
@@ -20,17 +21,17 @@ class Reporter:
         total = None if info is None else info.frames
         if isinstance(self._progress, bool):
             if self._progress:
-                self._bar(total).update(frames)
+                call_user(self._bar(total).update, frames)
         elif isinstance(self._progress, ProgressBar):
-            self._progress.update(frames)
+            call_user(self._progress.update, frames)
         else:
-            self._progress(self._done, total)
+            call_user(self._progress, self._done, total)
 
     def close(self) -> None:
         """Close the bar made here; a bar of the user's own stays open."""
         close = getattr(self._own, "close", None)
         if close is not None:
-            close()
+            call_user(close)
 
     def _bar(self, total: int | None) -> ProgressBar:
         if self._own is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import traceback
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from ._bands import Joiner
 from ._caller import ThreadState
 from ._chunks import Array, Frame, StreamInfo
 from ._collect import Collector
-from ._errors import ClosedError, SinkTimeout, UsageError
+from ._errors import ClosedError, ConcurrentUseError, SinkTimeout, UsageError, clear_frames
 from ._identified import Identification
 from ._options import Mode, Options, Progress, SinkLike, device_of, resumed, sinks_of
 from ._pixels import Output
@@ -186,8 +185,8 @@ class FrameStream:
     async def __aenter__(self) -> Self:
         try:
             await self._open()
-        except BaseException:
-            await self.aclose()
+        except BaseException as error:
+            await left(self.aclose(), error)
             raise
         return self
 
@@ -253,12 +252,15 @@ class FrameStream:
 
         Raises:
             SinkTimeout: A sink did not end within ``sink_timeout``; its thread ends by itself.
+            ConcurrentUseError: It runs on another loop.
         """
+        self._check_loop()
         self._halt()
         if self._run is None:
             return
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait([self._run.task])
+        if not self._run.task.done():
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([self._run.task])
         self._over(self._run)
         stuck, self._run.supervisor.stuck = self._run.supervisor.stuck, []
         for other in stuck[1:]:
@@ -293,6 +295,10 @@ class FrameStream:
                 "expected an open stream, got one that has ended or was closed"
             )
 
+    def _check_loop(self) -> None:
+        if self._run is not None:
+            self._run.check_loop()
+
     def _start(self) -> _Run:
         self._check_open()
         if self._run is None:
@@ -305,6 +311,7 @@ class FrameStream:
             # The task does not end with whoever drops the stream unless it is told to.
             self._dropped = weakref.finalize(self, self._run.abandon)
             self._dropped.atexit = False
+        self._check_loop()
         return self._run
 
     async def _open(self) -> None:
@@ -338,14 +345,15 @@ class FrameStream:
             # A chunk handed over just as the wait is broken off is lost, and nobody would notice:
             # so a broken step is the last one, as it is in an async generator. Nor may that chunk
             # live on in the traceback, which a cancelled task keeps.
-            traceback.clear_frames(error.__traceback__)
+            clear_frames(error)
             self._halt()
             raise
         raise StopAsyncIteration
 
     async def _end(self, run: _Run) -> None:
         """Wait for the task and raise what ended it, if that was not the end of its work."""
-        await asyncio.wait([run.task])
+        if not run.task.done():
+            await asyncio.wait([run.task])
         self._closed = True
         self._over(run)
         if run.task.cancelled():
@@ -368,12 +376,12 @@ async def left(closing: Awaitable[None], error: BaseException | None) -> None:
     """
     try:
         await closing
-    except SinkTimeout as timeout:
+    except (SinkTimeout, ConcurrentUseError) as later:
         if error is None:
             raise
         # Whatever ends the block goes on, a cancellation above all.
-        if str(timeout) not in getattr(error, "__notes__", ()):
-            error.add_note(str(timeout))
+        if str(later) not in (str(error), *getattr(error, "__notes__", ())):
+            error.add_note(str(later))
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:
@@ -393,6 +401,17 @@ class _Run:
     supervisor: Supervisor
     task: asyncio.Task[None]
 
+    def check_loop(self) -> None:
+        """Refuse another loop than the task's, where nobody would ever be woken.
+
+        A task that is over has been waited for already.
+        """
+        if asyncio.get_running_loop() is not self.task.get_loop() and not self.task.done():
+            raise ConcurrentUseError(
+                "expected the event loop that the stream began on, got another one: open, iterate "
+                "and close a stream on one loop"
+            )
+
     def abandon(self) -> None:
         """Stop, from wherever a collection happens to run, even after the loop."""
         loop = self.task.get_loop()
@@ -407,6 +426,23 @@ class _Run:
             self.supervisor.pipeline.close()
 
 
+class Steps:
+    """The steps of one pass, one at a time, as a generator's."""
+
+    def __init__(self) -> None:
+        self._inside = False
+
+    def __enter__(self) -> None:
+        if self._inside:
+            raise ConcurrentUseError(
+                "expected one task at a time to iterate a stream, got a second one meanwhile"
+            )
+        self._inside = True
+
+    def __exit__(self, *_: object) -> None:
+        self._inside = False
+
+
 class _Iteration(Generic[T]):
     """One pass over a stream; dropping it early stops the stream."""
 
@@ -414,26 +450,30 @@ class _Iteration(Generic[T]):
         self._stream = stream
         self._split = split
         self._items: Iterator[T] = iter(())
+        self._steps = Steps()
         self._over = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> T:
-        while True:
-            if self._over:
-                raise StopAsyncIteration
-            self._stream._check_open()
-            for item in self._items:
-                return item
-            try:
-                chunk = await self._stream._next()
-            except StopAsyncIteration:
-                self._over = True
-                raise
-            self._items = self._split(chunk)
-            del chunk
+        with self._steps:
+            while True:
+                if self._over:
+                    raise StopAsyncIteration
+                self._stream._check_open()
+                for item in self._items:
+                    return item
+                try:
+                    chunk = await self._stream._next()
+                except StopAsyncIteration:
+                    self._over = True
+                    raise
+                self._items = self._split(chunk)
+                del chunk
 
     def __del__(self) -> None:
-        if not self._over and self._stream._run is not None:
-            self._stream._run.abandon()
+        run = self._stream._run
+        # One that is closed was told to stop; it must not be kept by the loop, which would be told.
+        if not (self._over or run is None or self._stream._closed):
+            run.abandon()

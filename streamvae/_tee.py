@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +10,7 @@ from typing import Literal
 import anyio
 
 from ._chunks import HostChunk, StreamInfo
-from ._errors import SinkTimeout
+from ._errors import SinkTimeout, clear_frames
 from ._stats import SinkFailure
 from .abc import Sink
 
@@ -182,7 +181,7 @@ class Tee:
         self._failed += failed
         for one in failed:
             # An error that is kept must not keep a chunk.
-            traceback.clear_frames(one.error.__traceback__)
+            clear_frames(one.error)
         if self._on_error == "stop":
             raise failed[0].error
         for one in failed:

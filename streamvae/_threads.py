@@ -24,8 +24,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from typing import Generic, ParamSpec, TypeVar
 
+from ._errors import as_error
 from ._locks import fork_safe_lock, renew_after_fork
 
 P = ParamSpec("P")
@@ -178,6 +180,12 @@ class _Call(Generic[T]):
         self.future.set_running_or_notify_cancel()
         _process.unended.remove(self._place)
 
+    def refuse(self, error: Exception) -> None:
+        """Have its future tell ``error``: no thread can be had for it."""
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+        _process.unended.remove(self._place)
+
 
 class Worker(_Place):
     """One daemon thread that runs calls one after another, started by the first call."""
@@ -192,9 +200,10 @@ class Worker(_Place):
     def submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Queue ``call`` and return its future; cancelling it works until the call has begun.
 
-        A finalizer may do it. When the interpreter exits the future is one that was cancelled.
+        A finalizer may do it. When the interpreter exits the future is one that was cancelled;
+        where the system gives no thread, it tells the error of that.
         """
-        queued = _Call(self, lambda: call(*args, **kwargs))
+        queued = _Call(self, partial(call, *args, **kwargs))  # no closure: see `clear_frames`
         future = queued.future
         _process.unended.append(self)
         if _process.refuses():
@@ -215,30 +224,48 @@ class Worker(_Place):
 
     def withdraw(self) -> None:
         """Cancel the calls that have not begun, and let the thread end."""
+        for call in self._queued():
+            call.withdraw()
+        self._calls.put(None)
+
+    def _queued(self) -> Iterator[_Call[object]]:
+        """Take the calls that have not begun out of the queue."""
         with contextlib.suppress(queue.Empty):
             while True:
                 call = self._calls.get_nowait()
                 if call is not None:
-                    call.withdraw()
-        self._calls.put(None)
+                    yield call
 
     def _serve(self) -> None:
-        """Start the thread, if there is none."""
-        thread = threading.Thread(target=self._work, name=self.name, daemon=True)
-        if self._thread is not None:  # meanwhile, maybe by a finalizer in the line before
+        """Start the thread, if there is none.
+
+        It is registered once it runs, by itself too: an interrupt here leaves no thread that is
+        registered and was never started, nor one that runs and is unknown.
+        """
+        if self._thread is not None:
             return
-        self._thread = thread
-        _process.threads[thread] = self
+        thread = threading.Thread(target=self._work, name=self.name, daemon=True)
         try:
             thread.start()
-        except BaseException:
-            del _process.threads[thread]
-            self._thread = None
-            raise
+        except Exception as error:  # noqa: BLE001  # "can't start new thread": no call may wait
+            for call in self._queued():
+                call.refuse(error)
+        else:
+            self._register(thread)
+
+    def _register(self, thread: threading.Thread) -> bool:
+        """Have ``thread`` be the one, unless there is another; whether it is."""
+        with _lock:
+            if self._thread is None:
+                self._thread = thread
+                _process.threads[thread] = self
+            return self._thread is thread
 
     def _work(self) -> None:
         """Be the thread."""
         own = threading.current_thread()
+        if not self._register(own):  # a finalizer was quicker
+            return
         try:
             while (call := self._calls.get()) is not None or not self._over(own):
                 if call is not None:
@@ -276,11 +303,15 @@ def _interrupt(thread: threading.Thread) -> None:
 
 
 def fulfil(future: Future[T], call: Callable[[], T]) -> None:
-    """Run ``call`` and have ``future`` tell what came of it."""
+    """Run ``call`` and have ``future`` tell what came of it: its result, or an error.
+
+    This is the one way from a thread to whoever awaits it, so nothing passes that would end the
+    awaiting task, or hang it, instead of failing: see `ControlFlowError`.
+    """
     try:
         result = call()
     except BaseException as error:  # noqa: BLE001  # whatever it is belongs to the awaiting side
-        future.set_exception(error)
+        future.set_exception(as_error(error))
         del future, call  # its traceback holds this frame, which would hold it: no cycle
     else:
         future.set_result(result)

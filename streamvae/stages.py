@@ -149,8 +149,10 @@ async def _result(
         with anyio.move_on_after(timeout):
             return await outcome(future)
     finally:
-        # A call withdrawn before it began cannot give the ticket back; one that has begun does.
-        if future.cancel() and ticket is not None:
+        # A call that never began, withdrawn or without a thread, cannot give the ticket back; one
+        # that has begun does, before it fails: only the first time counts.
+        never = future.cancel() or (future.done() and future.exception() is not None)
+        if never and ticket is not None:
             ticket.leave()
     raise StageTimeout(stage, index, timeout or 0.0)
 

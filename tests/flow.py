@@ -5,8 +5,8 @@ import functools
 import gc
 import inspect
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec
 
@@ -180,6 +180,16 @@ class Scene:
         assert tuple(self.sink.calls) == calls
         await self.next_is_right()
         await self.nothing_left(but=but)
+
+
+@contextmanager
+def no_threads() -> Iterator[None]:
+    """Have the system refuse new threads: none can have a stack of this size."""
+    before = threading.stack_size(1 << 46)
+    try:
+        yield
+    finally:
+        threading.stack_size(before)
 
 
 async def drained(source: AsyncIterator[Any]) -> list[Any]:

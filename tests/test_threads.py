@@ -1,7 +1,9 @@
 """Worker threads, and how flow code awaits them."""
 
 import asyncio
+import concurrent.futures
 import gc
+import re
 import subprocess
 import sys
 import threading
@@ -9,7 +11,10 @@ import weakref
 
 import pytest
 
+from streamvae import ControlFlowError
 from streamvae._threads import Worker, calls_running, counted, outcome, parked
+
+from .flow import no_threads
 
 
 class Thing:
@@ -56,16 +61,55 @@ def test_a_closed_worker_ends_after_its_calls() -> None:
     worker.close()
 
 
+def fail(error: BaseException) -> None:
+    """Raise it."""
+    raise error
+
+
 def test_errors_reach_the_future() -> None:
-    """What a call raises, an interrupt too, belongs to its future; the thread lives on."""
+    """What a call raises belongs to its future; the thread lives on."""
     worker = Worker("tester")
-
-    def fail(error: BaseException) -> None:
-        raise error
-
-    for error in (ValueError("no"), KeyboardInterrupt()):
-        with pytest.raises(type(error)):
+    for error in (ValueError("no"), ExceptionGroup("several", [ValueError()])):
+        with pytest.raises(type(error)) as raised:
             worker.submit(fail, error).result(10)
+        assert raised.value is error
+    assert worker.submit(int, "3").result(10) == 3
+    worker.close()
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        StopIteration(3),
+        StopAsyncIteration(),
+        GeneratorExit(),
+        KeyboardInterrupt(),
+        SystemExit(2),
+        asyncio.CancelledError(),
+        concurrent.futures.CancelledError(),
+        BaseExceptionGroup("several", [KeyboardInterrupt()]),
+    ],
+    ids=repr,
+)
+async def test_control_flow_reaches_the_loop_as_an_error(raised: BaseException) -> None:
+    """What would end the awaiting task in silence, or hang it, is an error there."""
+    worker = Worker("tester")
+    with pytest.raises(ControlFlowError, match=re.escape(repr(raised))) as error:
+        await asyncio.wait_for(outcome(worker.submit(fail, raised)), 10)
+    assert error.value.__cause__ is raised
+    assert await outcome(worker.submit(int, "3")) == 3
+    worker.close()
+
+
+def test_without_a_thread_nobody_waits() -> None:
+    """Where the system gives no thread, once, every call that waits for it says so."""
+    before = calls_running()
+    worker = Worker("tester")
+    with no_threads():
+        refused = worker.submit(int, "3")
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        refused.result(10)
+    assert calls_running() == before
     assert worker.submit(int, "3").result(10) == 3
     worker.close()
 
@@ -193,6 +237,7 @@ def test_no_worker_keeps_the_interpreter_from_exiting() -> None:
     """A program ends though a call is stuck."""
     program = """
 import threading
+from streamvae import ControlFlowError
 from streamvae._threads import Worker
 begun = threading.Event()
 def stuck():

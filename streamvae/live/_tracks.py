@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -12,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 import anyio
 
 from streamvae._chunks import Frame, HostChunk
+from streamvae._errors import clear_frames
 from streamvae._threads import outcome
 
 from ._subscription import Ending, Outlet
@@ -129,7 +129,7 @@ class Track(Generic[T]):
                 await self._run()
                 self.end(self._ending)
         except Exception as error:  # noqa: BLE001  # whatever an encoder raises; never the job's
-            traceback.clear_frames(error.__traceback__)  # viewers may keep it, but no chunk with it
+            clear_frames(error)  # viewers may keep it, but no chunk with it
             told = f"{type(error).__name__}: {error}"  # a handler may keep what it is given
             _log.warning("viewers of %s get no more: %s", self._form.name, told)
             self.end(Ending(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Literal, ParamSpec, TypeVar
 
 from streamvae._caller import CallerContext, caller
@@ -106,17 +107,16 @@ class ThreadSink:
 
     def _submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         self._started = True
-        context = self._caller = self._caller or caller()
+        self._caller = self._caller or caller()
+        return self._worker.submit(self._run, self._caller, partial(call, *args, **kwargs))
 
-        def run() -> T:
-            try:
-                return context.run(call, *args, **kwargs)
-            finally:
-                if self._state in {"closed", "aborted"}:
-                    self._caller = None  # with all that its variables hold
-                    self._worker.close()
-
-        return self._worker.submit(run)
+    def _run(self, context: CallerContext, call: Callable[[], T]) -> T:
+        try:
+            return context.run(call)
+        finally:
+            if self._state in {"closed", "aborted"}:
+                self._caller = None  # with all that its variables hold
+                self._worker.close()
 
     def _enter(self, state: State) -> None:
         """Refuse on the loop what needs no thread; the rest is known on the thread only."""
