@@ -12,8 +12,8 @@ from ._bands import bands_of
 from ._caller import CallerContext, autocasts
 from ._chunks import Band
 from ._errors import ShapeError
-from ._pixels import Output, all_finite, render, yuv420p
-from .abc import Banded, Codec, Decoder, Rendered
+from ._pixels import Output, all_finite, channels_last, render, yuv420p
+from .abc import Banded, Codec, Decoder, Rendered, Uint8Codec, Uint8Decoder
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -167,19 +167,39 @@ class Recipe:
         """Give what the decoder still holds."""
         return self._render(self._run(lambda: self._finished(self.decoder.drain())))
 
+    def _pixels_finite(self, decoded: torch.Tensor) -> torch.Tensor:
+        finite = None
+        if decoded.dtype is torch.uint8 and isinstance(self.decoder, Uint8Decoder):
+            finite = self.decoder.finite
+        return all_finite(decoded) if finite is None else finite
+
     def _render(self, decoded: torch.Tensor | None) -> Rendered | None:
         if decoded is None:
             return None
-        pixels_finite = all_finite(decoded)
+        pixels_finite = self._pixels_finite(decoded)
         latents_finite = pixels_finite | True if self._finite is None else self._finite
         self._finite = None
         if self.transform is not None:
             decoded = _checked(self._run(self.transform, decoded), decoded)
-        pixels, picture = render(decoded, self.codec.kind, self.output), None
+        if decoded.dtype is torch.uint8:
+            pixels = channels_last(decoded, self.codec.kind).contiguous()
+        else:
+            pixels = render(decoded, self.codec.kind, self.output)
+        picture = None
         if self.planes and pixels.shape[-1] in {1, 3}:
             picture = (pixels.shape[2], pixels.shape[3])
             pixels = yuv420p(pixels).unsqueeze(-1)
         return Rendered(pixels, torch.stack((latents_finite, pixels_finite)), picture)
+
+
+def decoder_for(
+    codec: Codec, output: Output, preparation: Preparation, transform: Transform | None
+) -> Decoder:
+    """A new stream's decoder: one that gives uint8, where nobody wants the floats."""
+    plain = transform is None and preparation.finish is None
+    if output == "uint8" and plain and isinstance(codec, Uint8Codec):
+        return codec.uint8_decoder()
+    return codec.decoder()
 
 
 def _checked(transformed: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ from ._log import Log, clock_of
 from ._options import Options
 from ._pipeline import Pipeline
 from ._progress import Reporter
-from ._recipe import Preparation, Recipe
+from ._recipe import Preparation, Recipe, decoder_for
 from ._source import resolve
 from ._stats import Book, StreamStats
 from ._tee import Tee
@@ -106,8 +106,7 @@ class Supervisor:
         """What is known; how chunks are decoded may turn out other than it was said."""
         if self._info is None or self._stepped is None:
             return self._info
-        step, launcher = self._stepped.step(), self._stepped.launcher
-        notes = () if launcher is None else launcher.notes
+        step, notes = self._stepped.step(), self._stepped.notes
         if self._info.step != step:
             self._info = replace(self._info, step=step)
         if not set(notes) <= set(self._info.notes):
@@ -202,7 +201,7 @@ class Supervisor:
                 )
                 recipe = Recipe(
                     codec,
-                    codec.decoder(),
+                    decoder_for(codec, self._options.output, preparation, self._options.transform),
                     self._options.output,
                     preparation,
                     self._options.transform,

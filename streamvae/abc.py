@@ -345,6 +345,28 @@ class Banded(Protocol):
         ...
 
 
+@runtime_checkable
+class Uint8Decoder(Decoder, Protocol):
+    """A `Decoder` of pictures that may give uint8, quantised as diffusers' PIL rule has it.
+
+    Which of the two `decode` and `drain` give is told by the dtype; axes are the same.
+    """
+
+    @property
+    def finite(self) -> torch.Tensor | None:
+        """Whether what was quantised last was finite: a bool on the device; None if not looked."""
+        ...
+
+
+@runtime_checkable
+class Uint8Codec(Protocol):
+    """What a `Codec` of pictures may be besides: one that can quantise while it decodes."""
+
+    def uint8_decoder(self) -> Uint8Decoder:
+        """Give what `Codec.decoder` gives, for a stream of which nobody wants the floats."""
+        ...
+
+
 class Sink(Protocol):
     """Where frames are kept. Lossless: a slow sink slows the stream. Calls never overlap.
 

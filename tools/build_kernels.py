@@ -3,8 +3,8 @@
     python tools/build_kernels.py           # needs cuda-bindings and NVRTC, no GPU
     python tools/build_kernels.py --check   # only whether cubins and sources belong together
 
-Shipped are the specialisations for Wan 2.1 as released, one and two latents at a time; others are
-compiled when they are first used.
+Shipped are the specialisations for Wan 2.1, QwenImage and Wan 2.2-5B as released, one and two
+latents at a time; others are compiled when they are first used.
 """
 
 from __future__ import annotations
@@ -22,14 +22,31 @@ from streamvae.fast._wan.cubins import MANIFEST, SHIPPED, Entry, Manifest
 from streamvae.fast._wan.options import Options
 from streamvae.fast._wan.recording import options_of
 
+#: AutoencoderKLWan as released with Wan 2.1 (QwenImage's has its widths) and with Wan 2.2-5B.
+RELEASED: tuple[dict[str, object], ...] = (
+    {},
+    {
+        "base_dim": 160,
+        "decoder_base_dim": 256,
+        "z_dim": 48,
+        "is_residual": True,
+        "in_channels": 12,
+        "out_channels": 12,
+        "patch_size": 2,
+        "scale_factor_spatial": 16,
+        "latents_mean": None,
+        "latents_std": None,
+    },
+)
+
 
 def shipped_options() -> dict[str, Options]:
     """Every specialisation to be shipped, by name."""
     with torch.device("meta"):
-        decoder = AutoencoderKLWan().decoder
-    decoder.bfloat16()
+        decoders = [AutoencoderKLWan(**config).decoder.bfloat16() for config in RELEASED]
     every = {
         options.name: options
+        for decoder in decoders
         for latents in (1, 2)
         for pixels in (torch.bfloat16, torch.uint8)
         for options in options_of(decoder, latents, pixels)

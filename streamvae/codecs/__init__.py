@@ -41,7 +41,7 @@ from ._sounds import SAME, Cosmos3, KVAEAudio, LongCat, MiniMaxH3Audio
 from ._swapped import Magvit
 from ._untiled import FromTokens, Quantized, Untiled
 from ._vocoders import LTX2Mel, LTX2MelWide, MMAudioMel, Music3
-from ._walk import State, Steady, Walk, WalkingCodec
+from ._walk import State, Steady, Walk, WalkDecoder, WalkingCodec
 
 __all__ = [
     "ByItem",
@@ -53,6 +53,7 @@ __all__ = [
     "State",
     "Steady",
     "Walk",
+    "WalkDecoder",
     "WalkingCodec",
     "codec_for",
     "find_override",

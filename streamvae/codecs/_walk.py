@@ -8,7 +8,8 @@ tiles side by side, and that everything is let go of on every way out.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -239,6 +240,10 @@ class _Clip:
         self._hidden: list[list[torch.Tensor]] = []  # the prologue's of all latents of every tile
         self._done = 0
 
+    def walks(self) -> Iterator[Walk]:
+        """Its walks, of all tiles."""
+        return chain.from_iterable(self._walks)
+
     def begin(self, latents: torch.Tensor) -> None:
         """Have the prologue over all latents of every tile."""
         self._hidden[:] = [
@@ -272,9 +277,8 @@ class _Clip:
 
     def clear(self) -> None:
         self._hidden.clear()
-        for row in self._walks:
-            for walk in row:
-                walk.clear()
+        for walk in self.walks():
+            walk.clear()
 
     def _whole(self, frames: torch.Tensor | None) -> torch.Tensor | None:
         return None if frames is None else self._codec.epilogue(frames, tiled=False)

@@ -27,7 +27,9 @@ from streamvae.codecs import (
 
 from ._fastvae import FusedWan, fused
 from ._graphed import EAGER, GraphedWalk, GraphLauncher, check_only_stream
+from ._obstacles import join_reasons
 from ._slots import release
+from ._wan import STEP, StepCodec, step_codec
 
 __all__ = [
     "EAGER",
@@ -51,11 +53,18 @@ class Stepped(NamedTuple):
         step: Says, for people, how: ``"graph"``, ``"fastvae 0.1.0"``, or ``"eager"`` and why it is
             nothing faster. It may have to take back what it said when chunks are launched.
         launcher: Of graphs, where there may be some.
+        said: What the user should know of it, besides what the launcher says; as ``step``.
     """
 
     codec: Codec
     step: Callable[[], str]
     launcher: GraphLauncher | None = None
+    said: Callable[[], tuple[str, ...]] = tuple
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know, as far as is known by now."""
+        return self.said() + (() if self.launcher is None else self.launcher.notes)
 
 
 def fastest(codec: Codec, device: torch.device, graphs: Graphs | None = None) -> Stepped:
@@ -66,11 +75,24 @@ def fastest(codec: Codec, device: torch.device, graphs: Graphs | None = None) ->
         device: Where it will decode.
         graphs: The device's, if it has them.
     """
-    faster = fused(codec, device)
-    if isinstance(faster, FusedWan):
-        name = faster.step_name
-        return Stepped(faster, lambda: name)
-    return launched(codec, graphs, faster)
+    ours = step_codec(codec, device)
+    if isinstance(ours, StepCodec):
+        own = ours
+        return Stepped(own, lambda: own.step_name, said=lambda: own.notes_of_step)
+    theirs = fused(codec, device)
+    reasons = [(STEP, ours)]
+    if isinstance(theirs, FusedWan):
+        name = theirs.step_name
+        step, stepped = name, Stepped(theirs, lambda: name)
+    else:
+        reasons.append(("fastvae", theirs))
+        step, stepped = "its own decoder", launched(codec, graphs, join_reasons(reasons))
+    why = join_reasons(reasons)
+    # On a CPU nobody expects kernels for cards.
+    if not why or device.type == "cpu":
+        return stepped
+    note = f"mode='fast' decodes {codec.family} by {step}: {why}"
+    return stepped._replace(said=lambda: (note,))
 
 
 def launched(codec: Codec, graphs: Graphs | None = None, why: str = "") -> Stepped:
@@ -81,7 +103,7 @@ def launched(codec: Codec, graphs: Graphs | None = None, why: str = "") -> Stepp
         graphs: The device's, if it has them.
         why: What else is to be said.
     """
-    steady = isinstance(codec, steady_families) and not isinstance(codec, FusedWan)
+    steady = isinstance(codec, steady_families) and not isinstance(codec, (FusedWan, StepCodec))
     if graphs is None or not steady:
         name = f"{EAGER} ({why})" if why else EAGER
         return Stepped(codec, lambda: name)

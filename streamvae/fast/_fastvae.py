@@ -17,16 +17,15 @@ from typing import Protocol, cast
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from streamvae._errors import UsageError
 from streamvae.abc import Codec
-from streamvae.codecs import CachedCausal, Walk, find_override
+from streamvae.codecs import CachedCausal, Walk
+
+from ._obstacles import dtype_name, find_obstacle
 
 #: What its kernels compute in.
 _DTYPES = {torch.bfloat16, torch.float16, torch.float32}
-#: Whose modules it knows how to rebuild; others (LoRA's, quantised ones) hide their weights.
-_KNOWN = {"diffusers", "torch"}
 
 
 class Core(Protocol):
@@ -128,38 +127,17 @@ def fused(codec: Codec, device: torch.device) -> FusedWan | str:
         return codec
     if type(codec) is not CachedCausal or codec.family != "AutoencoderKLWan":
         return ""
-    if find_spec("fastvae") is None:
-        return "fastvae, which is faster for AutoencoderKLWan, is not installed"
     return _obstacle(codec, device) or FusedWan(codec.module, *codec._made_of[0])
 
 
 def _obstacle(codec: CachedCausal, device: torch.device) -> str:
     if device.type != "cuda":
-        return f"fastvae needs CUDA, this is {device.type}"
+        return f"this is {device.type}, not CUDA"
+    if find_spec("fastvae") is None:
+        return "it is not installed"
     if codec.dtype not in _DTYPES:
-        return f"fastvae does not compute in {str(codec.dtype).removeprefix('torch.')}"
-    if any(map(_is_moved, codec.module.modules())):
-        return "fastvae would keep weights where a hook moves them away"
-    parts = [*codec.vae.post_quant_conv.modules(), *codec.vae.decoder.modules()]
-    passed_over = next(filter(None, map(_passed_over, parts)), "")
-    return passed_over and f"fastvae would pass over {passed_over}"
-
-
-def _passed_over(part: nn.Module) -> str:
-    """What of a module is lost when only its weights are read; empty if nothing is."""
-    kind = type(part)
-    if parametrize.is_parametrized(part):
-        return f"the parametrised weights of a {kind.__name__}"
-    if kind.__module__.partition(".")[0] not in _KNOWN or "_orig_mod" in part._modules:
-        return f"{kind.__name__} in the decoder"
-    override = find_override(part)
-    return "" if override is None else f"{override.what} on a {kind.__name__}"
-
-
-def _is_moved(part: nn.Module) -> bool:
-    """Whether hooks of accelerate or diffusers are on a module; those that were removed are not."""
-    own = vars(part)
-    return "_hf_hook" in own or bool(getattr(own.get("_diffusers_hook"), "hooks", None))
+        return f"it does not compute in {dtype_name(codec.dtype)}"
+    return find_obstacle(codec.module, (codec.vae.post_quant_conv, codec.vae.decoder))
 
 
 def _rebuilt(module: nn.Module) -> Core:

@@ -13,10 +13,10 @@ from streamvae.codecs import WalkingCodec, codec_for
 from streamvae.fast._wan import StepCodec, step_codec
 from streamvae.fast._wan.cuda_kernels import CudaKernels
 from streamvae.fast._wan.options import ConvOptions, Kind, NormOptions, Options
-from streamvae.fast._wan.recording import options_of
 from streamvae.fast._wan.selftest import Case, check
 from tests import tiny
 from tests.codecs.walk import begun, walk
+from tools.build_kernels import shipped_options
 
 from . import card
 
@@ -27,18 +27,6 @@ if torch.cuda.is_available() and torch.cuda.get_device_capability(card.DEVICE) !
 
 #: Heights and widths: smaller than a tile, whole tiles, one more, many.
 SIZES = [(1, 1), (8, 16), (9, 17), (27, 45), (70, 33)]
-
-
-def _shipped() -> dict[str, Options]:
-    with torch.device("meta"):
-        decoder = AutoencoderKLWan().decoder
-    decoder.bfloat16()
-    return {
-        options.name: options
-        for latents in (1, 2)
-        for pixels in (torch.bfloat16, torch.uint8)
-        for options in options_of(decoder, latents, pixels)
-    }
 
 
 def _others() -> dict[str, Options]:
@@ -60,7 +48,7 @@ def _others() -> dict[str, Options]:
     return {options.name: options for options in (*plain, *others)}
 
 
-SHIPPED, OTHERS = _shipped(), _others()
+SHIPPED, OTHERS = shipped_options(), _others()
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
+from streamvae._pixels import quantise
 from streamvae.fast._wan.cubins import MANIFEST
 from streamvae.fast._wan.driver import (
     ConvArguments,
@@ -171,11 +172,12 @@ class _Launch:
 
     def write_pixels(self, frame: int, columns: torch.Tensor) -> None:
         a = self.a
-        pixels = (columns + at(a.bias, torch.float32, 8))[..., :3].clamp(-a.limit, a.limit)
+        pixels = (columns + at(a.bias, torch.float32, 8))[..., :3]
         count = a.height * a.width * 3
         if self.options.write_sum:
             address = a.sum + 2 * frame * count
             at(address, torch.bfloat16, a.height, a.width, 3).copy_(pixels)
         if self.options.write_norm:
-            levels = (pixels * 127.5 + 127.5).round()
+            at(a.gamma, torch.bool, 1).logical_and_(~pixels.isnan().any())
+            levels = quantise(pixels.bfloat16().clamp(-1, 1))
             at(a.norm + frame * count, torch.uint8, a.height, a.width, 3).copy_(levels)

@@ -52,6 +52,9 @@ def fused(vae: nn.Module) -> Codec:
     stepped = fastest(codec_for(vae), CUDA)
     assert isinstance(stepped.codec, FusedWan)
     assert stepped.step().startswith("fastvae")
+    (note,) = stepped.notes
+    assert "AutoencoderKLWan by fastvae" in note
+    assert note.endswith("no fused kernels: weights are float32, not bfloat16")
     return stepped.codec
 
 
@@ -136,15 +139,15 @@ def _patched(vae: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda vae: vae.double(), "does not compute in float64"),
-        (_adapted, "would pass over Adapted in the decoder"),
+        (lambda vae: vae.double(), "it does not compute in float64"),
+        (_adapted, "Adapted in the decoder would be passed over"),
         (lambda vae: parametrizations.weight_norm(_layers(vae).conv1), "the parametrised weights"),
         (
             lambda vae: _layers(vae).register_forward_hook(print),
             "hook (print) on a WanResidualBlock",
         ),
         (_patched, "a forward of its own (_patched.<locals>.doubled) on a WanResidualBlock"),
-        (lambda vae: add_hook_to_module(vae, AlignDevicesHook("cpu")), "a hook moves them away"),
+        (lambda vae: add_hook_to_module(vae, AlignDevicesHook("cpu")), "a hook moves the weights"),
     ],
 )
 def test_says_why_not(change: Callable[[nn.Module], object], why: str) -> None:
@@ -155,23 +158,30 @@ def test_says_why_not(change: Callable[[nn.Module], object], why: str) -> None:
     assert not isinstance(stepped.codec, FusedWan)
     assert stepped.step().startswith("eager (")
     assert why in stepped.step()
+    (note,) = stepped.notes
+    assert "AutoencoderKLWan by its own decoder: " in note
+    assert why in note
 
 
 @pytest.mark.usefixtures("fastvae")
 async def test_info_says_the_step() -> None:
     """The info names the step that fast mode took and why; exact mode never looks for another."""
     latents = noise(1, 4, 2, 3, 2)
-    for mode, step in (("fast", "eager (fastvae needs CUDA, this is cpu)"), ("exact", "eager")):
+    on_cpu = "no fused kernels, no fastvae: this is cpu, not CUDA"
+    for mode, step in (("fast", f"eager ({on_cpu})"), ("exact", "eager")):
         stream = stream_decode(latents, tiny.wan21(), mode=mode)
         await stream.collect()
         assert stream.info.step == step
+        assert stream.info.notes == ()
 
 
 @pytest.mark.skipif(INSTALLED, reason="fastvae is installed")
 def test_not_installed() -> None:
     """Without the package Wan's own decoder runs; other families do not ask for it."""
-    assert "fastvae, which is faster" in fastest(codec_for(tiny.wan21()), CUDA).step()
-    assert fastest(codec_for(tiny.qwen_image()), CUDA).step() == "eager"
+    step = fastest(codec_for(tiny.wan21()), CUDA).step()
+    assert "no fastvae: it is not installed" in step
+    assert "fastvae" not in fastest(codec_for(tiny.qwen_image()), CUDA).step()
+    assert fastest(codec_for(tiny.kl()), CUDA).step() == "eager"
 
 
 @pytest.mark.usefixtures("fastvae")

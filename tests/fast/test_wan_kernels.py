@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from streamvae._pixels import quantise
 from streamvae.fast._wan.compiler import KERNELS
 from streamvae.fast._wan.conv_shape import ConvShape
 from streamvae.fast._wan.cubins import MANIFEST
@@ -137,16 +138,33 @@ def test_reference_doubles_time() -> None:
 
 
 def test_reference_head() -> None:
-    """Pixels are clamped; levels are those of [-1, 1], rounded."""
+    """Pixels are not clamped; levels are those of pixels rounded and clamped."""
     weight, bias, memory = noise(3, 8, 3, 3, 3), noise(3, seed=1), noise(3, 4, 5, 8)
-    head = ReferenceKernels().head(weight, bias)
     pixels, levels = torch.empty(1, 4, 5, 3), torch.empty(1, 4, 5, 3, dtype=torch.uint8)
-    head(Frames.of(memory), pixels, 0.25)
-    head(Frames.of(memory), levels, 1.0)
+    finite = torch.tensor(data=True)
+    ReferenceKernels().head(weight, bias)(Frames.of(memory), pixels)
+    ReferenceKernels().head(weight, bias)(Frames.of(memory), levels, finite)
+    assert finite
     right = functional.conv3d(memory.permute(3, 0, 1, 2)[None], weight, bias, padding=(0, 1, 1))
     right = right[0].permute(1, 2, 3, 0)
-    assert float((pixels - right.clamp(-0.25, 0.25)).abs().max()) <= TOLERANCE
-    assert torch.equal(levels, (right.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8))
+    assert float((pixels - right).abs().max()) <= TOLERANCE
+    assert torch.equal(levels, quantise(right.clamp(-1, 1)))
+
+
+@pytest.mark.parametrize("emulated", [False, True])
+def test_levels_of_no_numbers(*, emulated: bool) -> None:
+    """A NaN, which no level shows, is told of; infinity is only bright."""
+    kernels = CudaKernels(CPU, EmulatedDriver(SHIPPED)) if emulated else ReferenceKernels()
+    head = kernels.head(noise(3, 96, 3, 3, 3).bfloat16(), noise(3).bfloat16())
+    memory = noise(1, 9, 17, 96).bfloat16()
+    levels = torch.empty(1, 9, 17, 3, dtype=torch.uint8)
+    for value, told in ((1.0, True), (float("inf"), True), (float("nan"), False)):
+        finite = torch.tensor(data=True)
+        memory[0, 4, 7] = value
+        if value == float("inf"):  # of one sign, or sums of both would be NaN
+            memory[0, 4, 7, 1:] = 1.0
+        head(Frames.of(memory), levels, finite)
+        assert bool(finite) is told
 
 
 @pytest.mark.parametrize("options", SHIPPED.values(), ids=SHIPPED.keys())
@@ -247,6 +265,6 @@ def test_arguments_are_the_kernels_own(source: str, structure: type[ctypes.Struc
 
 
 def test_cubins_are_of_their_sources() -> None:
-    """What is shipped was compiled from the sources beside it, for Wan 2.1 as released."""
+    """What is shipped was compiled from the sources beside it, for decoders as released."""
     assert stale() == []
     assert len(json.loads(MANIFEST.read_text())["cubins"]) == len(SHIPPED)

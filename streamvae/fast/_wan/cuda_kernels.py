@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import ctypes
-import threading
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
+
+from streamvae._locks import fork_safe_lock
 
 from .conv_shape import ConvShape
 from .cubins import cubin_of
 from .driver import ConvArguments, Driver, Function, NormArguments, slot_table
 from .interface import Activation, Convolution, Frames, Head, Norm, count_frames
-from .options import FUSED_CHANNELS, ConvOptions, Kind, NormOptions, Options
+from .options import FUSED_CHANNELS, Kind, NormOptions, Options
 from .weights import pack, phase_weights
 
 #: Pixels of a tile, and of its halo, in x and y.
@@ -21,6 +23,8 @@ _TILE, _HALO = (16, 8), (18, 10)
 _CONV_THREADS, _NORM_THREADS = 384, 128
 #: Pixels of a block of ``rms_norm.cu``.
 _NORM_PIXELS = 16
+#: Kinds of call that a layer prepares: sizes of pictures, mostly.
+_MOST_CALLS = 64
 
 
 class CudaKernels:
@@ -44,7 +48,7 @@ class CudaKernels:
         self.driver = driver or Driver(device)
         self.max_blocks = self.driver.multiprocessors
         self._functions: dict[Options, Function] = {}
-        self._loading = threading.Lock()
+        self._loading = fork_safe_lock()
 
     def convolution(self, kind: Kind, weight: torch.Tensor, bias: torch.Tensor) -> Convolution:
         """See `interface.Kernels.convolution`."""
@@ -87,6 +91,20 @@ class CudaKernels:
         return self.driver.load(cubin_of(options), options.function, options.shared_memory)
 
 
+class _Call(NamedTuple):
+    """All of a launch that its addresses and slots leave open.
+
+    Attributes:
+        function: The specialisation.
+        arguments: Of the picture's size and the layer.
+        blocks: That are launched.
+    """
+
+    function: Function
+    arguments: ConvArguments
+    blocks: int
+
+
 class _Packed:
     """A convolution's weights on the device, and its launch."""
 
@@ -102,44 +120,80 @@ class _Packed:
         blocks = shape.channel_blocks // (4 if shape.kind is Kind.UPSAMPLE else 1)
         self.bias = torch.zeros(blocks * shape.block, device=bias.device)
         self.bias[: bias.shape[0]] = bias.detach()
+        self._calls: dict[tuple[object, ...], _Call] = {}
 
     def launch(
-        self, options: ConvOptions, source: Frames, frames: int, arguments: ConvArguments
+        self,
+        source: Frames,
+        frames: int,
+        *,
+        to: Frames | None = None,
+        activation: Activation | None = None,
+        residual: torch.Tensor | None = None,
     ) -> None:
-        """Fill in the rest of the arguments and launch."""
+        """Launch the specialisation for this call; see `interface.Convolution`."""
+        memory, shape = source.memory, source.memory.shape
+        flags = residual is not None, to is not None, activation is not None
+        key = (len(source.slots), frames, shape[1], shape[2], shape[3], *flags)
+        call = self._calls.get(key)
+        if call is None:
+            call = self._prepared(source, frames, *flags)
+            if len(self._calls) >= _MOST_CALLS:
+                self._calls.clear()
+            self._calls[key] = call
+        # A copy: the driver reads it while other threads may launch the same layer.
+        arguments = ConvArguments.from_buffer_copy(call.arguments)
+        arguments.in_slots = slot_table(source.slots)
+        if to is not None:
+            arguments.sum = to.memory.data_ptr()
+            arguments.sum_slots = slot_table(to.slots)
+        if activation is not None:
+            arguments.norm = activation.to.memory.data_ptr()
+            arguments.norm_slots = slot_table(activation.to.slots)
+            arguments.gamma = activation.gamma.data_ptr()
+        driver = self.kernels.driver
+        source_map = residual_map = driver.map_at(memory.data_ptr(), shape, _HALO)
+        if residual is not None:
+            arguments.residual = residual.data_ptr()
+            residual_map = driver.map_at(residual.data_ptr(), residual.shape, _TILE)
+        driver.launch(
+            call.function,
+            (call.blocks, 1),
+            _CONV_THREADS,
+            (source_map.address, residual_map.address, ctypes.addressof(arguments)),
+        )
+
+    def _prepared(self, source: Frames, frames: int, *flags: bool) -> _Call:
         kernels, shape = self.kernels, self.shape
-        function = kernels.function(options)
+        residual, write_sum, write_norm = flags
+        options = shape.options(
+            source, frames, residual=residual, write_sum=write_sum, write_norm=write_norm
+        )
         height, width = source.memory.shape[1:3]
         blocks_x, blocks_y = -(-width // _TILE[0]), -(-height // _TILE[1])
         tap_bytes = self.image[0, 0, 0].nbytes
         left_out = (shape.taps[0] - options.taps[0]) * options.taps[1] * options.taps[2]
-        arguments.bias = self.bias.data_ptr()
-        arguments.weights = self.image.data_ptr() + left_out * tap_bytes
-        arguments.weight_chunk_bytes = self.image.shape[2] * tap_bytes
-        arguments.frames, arguments.height, arguments.width = frames, height, width
-        arguments.out_channels = shape.channels
-        arguments.channel_blocks = shape.channel_blocks
-        arguments.frame_blocks = -(-frames // options.block_frames)
-        arguments.tiles_x = blocks_x
-        arguments.tiles = arguments.channel_blocks * arguments.frame_blocks * blocks_x * blocks_y
-        arguments.scale = shape.channels**0.5
-        arguments.in_slots = slot_table(source.slots)
+        frame_blocks = -(-frames // options.block_frames)
         # Offsets inside of a frame have 32 bits in the kernel.
         size = height * width * shape.channels * (4 if shape.kind is Kind.UPSAMPLE else 1)
         if size >= 1 << 32:
             raise ValueError(f"expected frames of fewer than 2^32 elements, got {size}")
-        driver = kernels.driver
-        source_map = driver.map_of(source.memory, _HALO)
-        residual_map = source_map
-        if options.residual:
-            shape_of = (frames, height, width, shape.channels)
-            residual_map = driver.map_at(arguments.residual, shape_of, _TILE)
-        driver.launch(
-            function,
-            (min(kernels.max_blocks, arguments.tiles), 1),
-            _CONV_THREADS,
-            (source_map.address, residual_map.address, ctypes.addressof(arguments)),
+        arguments = ConvArguments(
+            bias=self.bias.data_ptr(),
+            weights=self.image.data_ptr() + left_out * tap_bytes,
+            weight_chunk_bytes=self.image.shape[2] * tap_bytes,
+            frames=frames,
+            height=height,
+            width=width,
+            out_channels=shape.channels,
+            channel_blocks=shape.channel_blocks,
+            frame_blocks=frame_blocks,
+            tiles_x=blocks_x,
+            tiles=shape.channel_blocks * frame_blocks * blocks_x * blocks_y,
+            scale=shape.channels**0.5,
         )
+        blocks = min(kernels.max_blocks, arguments.tiles)
+        return _Call(kernels.function(options), arguments, blocks)
 
 
 class _Convolution(_Packed):
@@ -152,39 +206,20 @@ class _Convolution(_Packed):
         residual: torch.Tensor | None = None,
     ) -> None:
         frames = count_frames(self.shape.kind, to, activation)
-        options = self.shape.options(
-            source,
-            frames,
-            residual=residual is not None,
-            write_sum=to is not None,
-            write_norm=activation is not None,
-        )
-        arguments = ConvArguments()
-        if to is not None:
-            arguments.sum = to.memory.data_ptr()
-            arguments.sum_slots = slot_table(to.slots)
-        if activation is not None:
-            arguments.norm = activation.to.memory.data_ptr()
-            arguments.norm_slots = slot_table(activation.to.slots)
-            arguments.gamma = activation.gamma.data_ptr()
-        if residual is not None:
-            arguments.residual = residual.data_ptr()
-        self.launch(options, source, frames, arguments)
+        self.launch(source, frames, to=to, activation=activation, residual=residual)
 
 
 class _Head(_Packed):
-    def __call__(self, source: Frames, pixels: torch.Tensor, limit: float) -> None:
-        quantised = pixels.dtype == torch.uint8
+    def __call__(
+        self, source: Frames, pixels: torch.Tensor, finite: torch.Tensor | None = None
+    ) -> None:
         frames = pixels.shape[0]
-        options = self.shape.options(
-            source, frames, residual=False, write_sum=not quantised, write_norm=quantised
-        )
-        arguments = ConvArguments(limit=limit)
-        if quantised:
-            arguments.norm = pixels.data_ptr()
-        else:
-            arguments.sum = pixels.data_ptr()
-        self.launch(options, source, frames, arguments)
+        if pixels.dtype is not torch.uint8:
+            self.launch(source, frames, to=Frames.of(pixels))
+            return
+        assert finite is not None  # noqa: S101  # see `interface.Head`
+        # It has no gamma, so that is where it tells of NaN.
+        self.launch(source, frames, activation=Activation(finite, Frames.of(pixels)))
 
 
 class _Norm:

@@ -49,7 +49,6 @@ class ConvArguments(ctypes.Structure):
         ("tiles_x", ctypes.c_int),
         ("tiles", ctypes.c_int),
         ("scale", ctypes.c_float),
-        ("limit", ctypes.c_float),
         ("in_slots", _SlotTable),
         ("sum_slots", _SlotTable),
         ("norm_slots", _SlotTable),
@@ -69,8 +68,9 @@ class NormArguments(ctypes.Structure):
     )
 
 
-def slot_table(slots: Sequence[int]) -> ctypes.Array[ctypes.c_int]:
-    """Give slots as arguments have them."""
+@functools.lru_cache(maxsize=4096)
+def slot_table(slots: tuple[int, ...]) -> ctypes.Array[ctypes.c_int]:
+    """Give slots as arguments have them; not to be written to."""
     if not 0 < len(slots) <= MAX_FRAMES:
         raise ValueError(f"expected 1 to {MAX_FRAMES} frames, got {len(slots)}")
     return _SlotTable(*slots)
@@ -121,6 +121,7 @@ class Driver:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._index = device.index or 0
         self._cuda = _bindings()
         if not torch.cuda.is_available():
             raise DriverError(f"expected {device} to be there, got a torch without CUDA devices")
@@ -166,7 +167,8 @@ class Driver:
             parameters: Addresses of the arguments; the driver copies them before this returns.
         """
         pointers = (ctypes.c_void_p * len(parameters))(*parameters)
-        stream = torch.cuda.current_stream(self.device).cuda_stream
+        # torch.cuda.current_stream makes an object, which takes as long as half of a launch.
+        stream = torch._C._cuda_getCurrentRawStream(self._index)
         result = self._cuda.cuLaunchKernel(
             function.handle,
             *(grid[0], grid[1], 1),
@@ -178,20 +180,17 @@ class Driver:
         )
         _checked(result)
 
-    def map_of(self, memory: torch.Tensor, box: tuple[int, int]) -> TensorMap:
-        """Give the map of frames (slots, height, width, channels), bfloat16, contiguous.
+    def map_at(self, address: int, shape: torch.Size, box: tuple[int, int]) -> TensorMap:
+        """Give the map of frames that lie at an address.
 
         Args:
-            memory: The frames.
+            address: The first frame's; they are contiguous and bfloat16.
+            shape: (frames, height, width, channels).
             box: Pixels in x and y.
         """
-        return self.map_at(memory.data_ptr(), tuple(memory.shape), box)
-
-    def map_at(self, address: int, shape: tuple[int, ...], box: tuple[int, int]) -> TensorMap:
-        """Give the map of frames that lie at an address."""
         return self._tensor_map(address, shape, box)
 
-    def _encode(self, address: int, shape: tuple[int, ...], box: tuple[int, int]) -> TensorMap:
+    def _encode(self, address: int, shape: torch.Size, box: tuple[int, int]) -> TensorMap:
         cuda = self._cuda
         slots, height, width, channels = shape
         tensor_map = TensorMap()

@@ -71,14 +71,16 @@ class Convolution(Protocol):
 class Head(Protocol):
     """The last convolution: three channels."""
 
-    def __call__(self, source: Frames, pixels: torch.Tensor, limit: float) -> None:
+    def __call__(
+        self, source: Frames, pixels: torch.Tensor, finite: torch.Tensor | None = None
+    ) -> None:
         """Write pixels.
 
         Args:
             source: As of `Convolution`.
-            pixels: (frames, height, width, 3), contiguous: the weights' dtype, or uint8, where -1
-                becomes 0 and 1 becomes 255.
-            limit: Pixels are clamped to [-limit, limit].
+            pixels: (frames, height, width, 3), contiguous: the weights' dtype, or uint8. Levels are
+                those of pixels that were rounded and clamped (`streamvae._pixels.quantise`).
+            finite: A bool, which levels need: it becomes False where a pixel is no number.
         """
         ...
 

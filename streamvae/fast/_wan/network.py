@@ -8,10 +8,14 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn import functional
 
-from .interface import Convolution, Head, Kernels, Norm
+from .interface import Convolution, Frames, Head, Kernels, Norm
 from .options import Kind
+from .repeat import Repeat
 from .weights import padded
+
+_UP_BLOCKS = {"WanUpBlock", "QwenImageUpBlock", "WanResidualUpBlock"}
 
 #: Modules of diffusers, whose attributes have no types.
 Untyped = Any
@@ -86,10 +90,36 @@ class Upsampling:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """Residual blocks of one size, with attention between those of the middle block."""
+    """Residual blocks of one size, with attention between those of the middle block.
+
+    Attributes:
+        blocks: In order.
+        upsampling: After them.
+        shortcut: Around all of it.
+    """
 
     blocks: tuple[ResidualBlock | Attention, ...]
     upsampling: Upsampling | None
+    shortcut: Repeat | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LastLayer:
+    """The convolution that gives pixels.
+
+    Attributes:
+        input: Where its history is.
+        launch: The convolution.
+        channels: Of its pixels: three, or those of a patch.
+        width: Channels that are written.
+        quantises: Whether it can write levels.
+    """
+
+    input: Input
+    launch: Head
+    channels: int
+    width: int
+    quantises: bool
 
 
 @dataclass(slots=True)
@@ -103,7 +133,6 @@ class Network:
         conv_in_channels: Of its output.
         levels: The middle block's and the up blocks'; the middle has the first up block's size.
         norm_out: The head's norm.
-        head_input: Where the head's history is kept.
         head: The last convolution.
         inputs: Of all causal convolutions, in order.
         rate: Frames for each latent, after the first.
@@ -116,18 +145,17 @@ class Network:
     conv_in_channels: int
     levels: tuple[Level, ...]
     norm_out: Normalization
-    head_input: Input
-    head: Head
+    head: LastLayer
     inputs: tuple[Input, ...]
     rate: int
     scale: int
 
 
 def build(decoder: nn.Module, kernels: Kernels) -> Network:
-    """Rebuild ``AutoencoderKLWan.decoder``.
+    """Rebuild the decoder of AutoencoderKLWan or AutoencoderKLQwenImage.
 
     Args:
-        decoder: A WanDecoder3d, not the residual one of Wan 2.2.
+        decoder: A WanDecoder3d, of Wan 2.1 or 2.2, or a QwenImageDecoder3d.
         kernels: Make its layers.
 
     Raises:
@@ -157,12 +185,7 @@ class _Builder:
         levels = [Level(tuple(blocks), None), *(self.up_block(up) for up in decoder.up_blocks)]
         _expect_joined(levels)
         norm_out = self.normalization(decoder.norm_out)
-        out = decoder.conv_out
-        if out.weight.shape[0] != 3:
-            raise UnsupportedError(f"a head of {out.weight.shape[0]} channels")
-        head_input = self.input(out.weight.shape[1])
-        _expect_kernel(out, (3, 3, 3))
-        head = self.kernels.head(out.weight, out.bias)
+        head = self.head(decoder.conv_out)
         return Network(
             weight.shape[1],
             weight.dtype,
@@ -170,22 +193,53 @@ class _Builder:
             weight.shape[0],
             tuple(levels),
             norm_out,
-            head_input,
             head,
             tuple(self.inputs),
             self.rate,
             2**self.level,
         )
 
+    def head(self, out: Untyped) -> LastLayer:
+        """Three channels have a kernel; those of a patch are one convolution as others are."""
+        _expect_kernel(out, (3, 3, 3))
+        place = self.input(out.weight.shape[1])
+        weight, bias = out.weight.detach(), out.bias.detach()
+        channels = weight.shape[0]
+        if channels == 3:
+            return LastLayer(place, self.kernels.head(weight, bias), 3, 3, quantises=True)
+        missing = padded(channels) - channels
+        weight = functional.pad(weight, (0, 0) * 4 + (0, missing))
+        layer = self.kernels.convolution(Kind.PLAIN, weight, functional.pad(bias, (0, missing)))
+
+        def launch(
+            source: Frames, pixels: torch.Tensor, finite: torch.Tensor | None = None
+        ) -> None:
+            del finite  # these are no levels
+            layer(source, to=Frames.of(pixels))
+
+        return LastLayer(place, launch, channels, padded(channels), quantises=False)
+
     def up_block(self, up: Untyped) -> Level:
-        if type(up).__name__ != "WanUpBlock":
+        if type(up).__name__ not in _UP_BLOCKS:
             raise UnsupportedError(f"a {type(up).__name__}")
         blocks = tuple(self.block(resnet) for resnet in up.resnets)
-        if up.upsamplers is None:
+        residual = type(up).__name__ == "WanResidualUpBlock"
+        resample = up.upsampler if residual else up.upsamplers and up.upsamplers[0]
+        if resample is None:
             return Level(blocks, None)
-        (resample,) = up.upsamplers
         if resample.mode not in {"upsample2d", "upsample3d"}:
-            raise UnsupportedError(f"a WanResample of mode {resample.mode}")
+            raise UnsupportedError(f"a {type(resample).__name__} of mode {resample.mode}")
+        upsampling = self.upsampling(resample)
+        shortcut = up.avg_shortcut if residual else None
+        if shortcut is None:
+            return Level(blocks, upsampling)
+        if shortcut.factor_t != (1 if upsampling.time is None else 2) or shortcut.factor_s != 2:
+            raise UnsupportedError("a shortcut that upsamples otherwise than its block")
+        if shortcut.factor % shortcut.repeats:
+            raise UnsupportedError(f"a shortcut of {shortcut.in_channels} channels")
+        return Level(blocks, upsampling, Repeat(shortcut.factor_t, upsampling.channels))
+
+    def upsampling(self, resample: Untyped) -> Upsampling:
         time = None
         if resample.mode == "upsample3d":
             time = self.causal(resample.time_conv, Kind.DOUBLE_TIME, (3, 1, 1))
@@ -193,7 +247,7 @@ class _Builder:
         convolution = resample.resample[1]
         space = self.kernels.convolution(Kind.UPSAMPLE, convolution.weight, convolution.bias)
         self.level += 1
-        return Level(blocks, Upsampling(time, space, convolution.weight.shape[0]))
+        return Upsampling(time, space, convolution.weight.shape[0])
 
     def block(self, block: Untyped) -> ResidualBlock:
         if type(block.nonlinearity) is not nn.SiLU:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-import threading
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import nn
 
+from streamvae._locks import fork_safe_lock
+
 from .compiler import CompileError
 from .cuda_kernels import CudaKernels
 from .driver import DriverError
+from .freshness import Look, Weights
 from .interface import Kernels
 from .network import Network, UnsupportedError, build
 from .recording import options_of
@@ -27,28 +29,12 @@ FAILURES = (CompileError, DriverError, SelfTestError, UnsupportedError)
 #: Latents decoded at a time, of a longer chunk: more take more memory, and as long each.
 LATENTS = 1
 
-#: Tells one state of a module's weights from another.
-Fingerprint = Callable[[nn.Module], Hashable]
-
-
-def weights_version(module: nn.Module) -> Hashable:
-    """Tell weights by where they lie and how often they were written to."""
-    return tuple(
-        (weight.data_ptr(), _writes(weight), weight.dtype, tuple(weight.shape))
-        for weight in module.parameters()
-    )
-
-
-def _writes(weight: torch.Tensor) -> int:
-    """Writes so far; those to weights made in inference mode are not counted."""
-    return 0 if weight.is_inference() else weight._version
-
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
     """A decoder rebuilt, the kernels that launch it, and the weights it is of."""
 
-    fingerprint: Hashable
+    weights: Weights
     kernels: Kernels
     network: Network
 
@@ -62,14 +48,17 @@ class _Networks:
         )
         self._kernels: dict[torch.device, CudaKernels | Exception] = {}
         self._checked: set[tuple[torch.device, Hashable]] = set()
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
+
+    def latest(
+        self, module: nn.Module, device: torch.device, kernels: Kernels | None
+    ) -> Rebuilt | None:
+        """Give what was rebuilt last, of weights that may have changed since."""
+        with self._lock:
+            return self._built.get(module, {}).get((device, id(kernels)))
 
     def get(
-        self,
-        module: nn.Module,
-        device: torch.device,
-        kernels: Kernels | None,
-        fingerprint: Fingerprint,
+        self, module: nn.Module, device: torch.device, kernels: Kernels | None, look: Look
     ) -> Rebuilt:
         """Give the rebuilt decoder of ``module``, again if its weights are others now.
 
@@ -83,15 +72,24 @@ class _Networks:
         with self._lock:
             kept = self._built.setdefault(module, {})
             key = (device, id(kernels))
-            now = fingerprint(decoder)
             built = kept.get(key)
-            if built is None or built.fingerprint != now:
+            if built is None or not look.sees(built.weights, decoder):
                 using = kernels if kernels is not None else self._cuda(device, decoder)
                 kept.pop(key, None)  # two sets of images need not fit
+                now = Weights.of(decoder)
                 built = kept[key] = Rebuilt(now, using, build(decoder, using))
                 if device.type == "cuda":  # other streams may use the images
                     torch.cuda.current_stream(device).synchronize()
             return built
+
+    def load(self, device: torch.device, decoder: nn.Module) -> str:
+        """Load and check the kernels that ``decoder`` needs; give why they cannot be used."""
+        try:
+            with self._lock:
+                self._cuda(device, decoder)
+        except FAILURES as error:
+            return str(error)
+        return ""
 
     def _cuda(self, device: torch.device, decoder: nn.Module) -> CudaKernels:
         """Kernels on a card, loaded and checked; a failure is remembered."""

@@ -67,7 +67,12 @@ class _Convolution(_Recorded):
 
 
 class _Head(_Recorded):
-    def __call__(self, source: Frames, pixels: torch.Tensor, limit: float) -> None:  # noqa: ARG002
+    def __call__(
+        self,
+        source: Frames,
+        pixels: torch.Tensor,
+        finite: torch.Tensor | None = None,  # noqa: ARG002
+    ) -> None:
         quantised = pixels.dtype == torch.uint8
         options = self.shape.options(
             source,
@@ -104,13 +109,15 @@ def options_of(
     kernels = RecordingKernels()
     network = build(decoder, kernels)
     meta = torch.device("meta")
+    if not network.head.quantises:
+        pixels = network.dtype
     histories = Histories(network, 1, (_SIDE, _SIDE), latents, meta)
     side = _SIDE * network.scale
     for count, first in ((1, True), (latents, False)):
         frames = 1 if first else count * network.rate
         hidden = torch.empty(network.latent_channels, count, _SIDE, _SIDE, device=meta)
-        given = torch.empty(frames, side, side, 3, device=meta, dtype=pixels)
+        given = torch.empty(frames, side, side, network.head.width, device=meta, dtype=pixels)
         chunk = ChunkDecoder(network, histories.inputs[0], kernels.fused_channels, first=first)
         with torch.no_grad():
-            chunk.decode(hidden.to(network.dtype), given, 1.0)
+            chunk.decode(hidden.to(network.dtype), given)
     return tuple(kernels.options)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from streamvae._pixels import quantise
+
 from .interface import Activation, Convolution, Frames, Head, Norm, count_frames
 from .options import FUSED_CHANNELS, Kind
 from .weights import phase_weights
@@ -44,6 +46,7 @@ class _Weights:
         self, kind: Kind, weight: torch.Tensor, bias: torch.Tensor, compute: torch.dtype
     ) -> None:
         self.kind = kind
+        self.dtype = weight.dtype
         weight = weight.detach()
         if kind is Kind.UPSAMPLE:
             weight = phase_weights(weight).to(weight.dtype)  # rounded once, as in the images
@@ -98,10 +101,14 @@ class _Convolution(_Weights):
 
 
 class _Head(_Weights):
-    def __call__(self, source: Frames, pixels: torch.Tensor, limit: float) -> None:
-        sums = self.sums(source, pixels.shape[0]).clamp(-limit, limit)
-        if pixels.dtype == torch.uint8:
-            sums = (sums * 127.5 + 127.5).round()
+    def __call__(
+        self, source: Frames, pixels: torch.Tensor, finite: torch.Tensor | None = None
+    ) -> None:
+        sums = self.sums(source, pixels.shape[0])
+        if pixels.dtype is torch.uint8:
+            assert finite is not None  # noqa: S101  # see `interface.Head`
+            finite.logical_and_(~sums.isnan().any())
+            sums = quantise(sums.to(self.dtype).clamp(-1, 1))
         pixels.copy_(sums)
 
 

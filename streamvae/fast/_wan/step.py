@@ -85,13 +85,16 @@ class ChunkDecoder:
         self._fused_channels = fused_channels
         self._first = first
 
-    def decode(self, hidden: torch.Tensor, pixels: torch.Tensor, limit: float) -> None:
+    def decode(
+        self, hidden: torch.Tensor, pixels: torch.Tensor, finite: torch.Tensor | None = None
+    ) -> None:
         """Launch a chunk.
 
         Args:
             hidden: Latents after post_quant_conv, (channels, latents, height, width).
-            pixels: Where frames are written, (frames, height, width, 3).
-            limit: Pixels are clamped to [-limit, limit].
+            pixels: Where frames are written, not clamped: (frames, height, width, channels), or
+                levels, uint8, where the head can.
+            finite: See `interface.Head`.
         """
         network = self._network
         latents, height, width = hidden.shape[1:]
@@ -102,23 +105,30 @@ class ChunkDecoder:
         self._causal(network.conv_in, _shape(x), to=Frames.of(x), reader=self._reader(0, -1))
         for number in range(len(network.levels)):
             x = self._level(number, x)
-        head = self._inputs[network.head_input.index]
-        network.head(head.read(first=self._first), pixels, limit)
+        head = self._inputs[network.head.input.index]
+        network.head.launch(head.read(first=self._first), pixels, finite)
         head.end()
 
     def _level(self, number: int, x: torch.Tensor) -> torch.Tensor:
-        level = self._network.levels[number]
+        level, source = self._network.levels[number], x
         for index, block in enumerate(level.blocks):
             reader = self._reader(number, index)
             if isinstance(block, Attention):
                 attend(block, x)
                 self._activate(x, reader)
                 continue
-            x = self._block(block, x, reader, self._time_input(number, index))
-        return x if level.upsampling is None else self._upsample(number, x)
+            kept = index == 0 and level.shortcut is not None
+            x = self._block(block, x, reader, self._time_input(number, index), kept=kept)
+        return x if level.upsampling is None else self._upsample(number, x, source)
 
     def _block(
-        self, block: ResidualBlock, x: torch.Tensor, reader: _Reader | None, time: Input | None
+        self,
+        block: ResidualBlock,
+        x: torch.Tensor,
+        reader: _Reader | None,
+        time: Input | None,
+        *,
+        kept: bool,
     ) -> torch.Tensor:
         """Launch a residual block, whose first convolution's input is written already.
 
@@ -127,6 +137,7 @@ class ChunkDecoder:
             x: The sums before it; overwritten, where it has no shortcut.
             reader: What reads the activation of its sums.
             time: The convolution in time that reads the sums with history, if one does.
+            kept: Whether ``x`` is read again, and may not be overwritten.
 
         Returns:
             The sums, if they were written in place.
@@ -136,17 +147,19 @@ class ChunkDecoder:
         if block.shortcut is not None:
             source, x = Frames.of(x), x.new_empty(shape)
             block.shortcut(source, to=Frames.of(x))
-        is_last = reader is not None and reader[1] == self._network.head_input
+        is_last = reader is not None and reader[1] == self._network.head.input
         to: Frames | None
+        sums = x.new_empty(shape) if kept and block.shortcut is None and time is None else x
         if time is not None:
             to = self._inputs[time.index].begin(shape[0])
         else:
-            to = None if is_last else Frames.of(x)  # the head reads the activation alone
+            to = None if is_last else Frames.of(sums)  # the head reads the activation alone
         self._causal(block.conv2, shape, to=to, reader=reader, residual=x)
-        return x
+        return sums
 
-    def _upsample(self, number: int, x: torch.Tensor) -> torch.Tensor:
-        upsampling = self._network.levels[number].upsampling
+    def _upsample(self, number: int, x: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        level = self._network.levels[number]
+        upsampling = level.upsampling
         assert upsampling is not None  # noqa: S101  # the caller has seen it
         count, height, width, channels = _shape(x)
         if upsampling.time is not None and not self._first:
@@ -156,7 +169,13 @@ class ChunkDecoder:
         shape = (count, 2 * height, 2 * width, upsampling.channels)
         larger = x.new_empty(shape)
         reader = self._reader(number + 1, -1)
-        self._convolve(upsampling.space, Frames.of(x), shape, to=Frames.of(larger), reader=reader)
+        to = Frames.of(larger)
+        if level.shortcut is None:
+            self._convolve(upsampling.space, Frames.of(x), shape, to=to, reader=reader)
+            return larger
+        upsampling.space(Frames.of(x), to=to)
+        level.shortcut.add(source, larger, first=self._first)
+        self._activate(larger, reader)
         return larger
 
     def _reader(self, number: int, index: int) -> _Reader | None:
@@ -169,7 +188,7 @@ class ChunkDecoder:
             return None
         if number + 1 < len(levels):
             return _opening(levels[number + 1].blocks[0])
-        return self._network.norm_out, self._network.head_input
+        return self._network.norm_out, self._network.head.input
 
     def _time_input(self, number: int, index: int) -> Input | None:
         """The convolution in time that reads a block's sums."""

@@ -121,14 +121,13 @@ struct Arguments {
   void* norm;
   const u8* residual;
   const float* bias;
-  const float* gamma;
+  const float* gamma;           // of the head that writes uint8: a byte, 0 if there is a NaN
   const u8* weights;
   u32 weight_chunk_bytes;       // from one chunk of input channels to the next
   int frames, height, width;
   int out_channels;             // of a frame that is written
   int channel_blocks, frame_blocks, tiles_x, tiles;
   float scale;                  // of the norm: the root of out_channels
-  float limit;                  // of the head: pixels are clamped to [-limit, limit]
   int in_slots[kMaxFrames], sum_slots[kMaxFrames], norm_slots[kMaxFrames];
 };
 
@@ -229,6 +228,14 @@ INLINE float silu(float x) {
   float t;
   asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(0.5f * x));
   return 0.5f * x * t + 0.5f * x;
+}
+
+INLINE float rounded(float x) { return high_half(pack(x, x)); }
+
+// The level of a pixel in [-1, 1], as _pixels.py has it: every step is rounded to bfloat16.
+INLINE u8 level(float x) {
+  x = fminf(fmaxf(rounded(x), -1.f), 1.f);
+  return u8(__float2int_rn(rounded(0.5f * x + 0.5f) * 255.f));
 }
 
 // A pointer whose making the compiler does not know: it would make it again at every store.
@@ -610,16 +617,16 @@ struct Consumer {
         const int y = y0 + h, frame = tile.frames * kBlockFrames + t;
         if (x >= a.width || y >= a.height || frame >= a.frames || q >= 2) continue;
         const u64 to = ((u64(frame) * a.height + y) * a.width + x) * 3 + 2 * q;
-        const float v0 = fminf(fmaxf(sums[t][2 * h] + bias[0], -a.limit), a.limit);
-        const float v1 = fminf(fmaxf(sums[t][2 * h + 1] + bias[1], -a.limit), a.limit);
+        const float v0 = sums[t][2 * h] + bias[0], v1 = sums[t][2 * h + 1] + bias[1];
         if (kWriteSum) {
           const u32 both = pack(v0, v1);
           ((u16*)a.sum)[to] = u16(both);
           if (q == 0) ((u16*)a.sum)[to + 1] = u16(both >> 16);
         }
         if (kWriteNorm) {
-          ((u8*)a.norm)[to] = u8(__float2int_rn(v0 * 127.5f + 127.5f));
-          if (q == 0) ((u8*)a.norm)[to + 1] = u8(__float2int_rn(v1 * 127.5f + 127.5f));
+          if (v0 != v0 || (q == 0 && v1 != v1)) *(u8*)a.gamma = 0;
+          ((u8*)a.norm)[to] = level(v0);
+          if (q == 0) ((u8*)a.norm)[to + 1] = level(v1);
         }
       }
     }
