@@ -25,6 +25,7 @@ import torch
 from streamvae.fast._wan.interface import Frames
 from streamvae.fast._wan.network import Input, Network
 from streamvae.fast._wan.pools import HISTORY, CausalInput
+from streamvae.fast._wan.step import Histories
 
 #: Chunks for which there is room before histories are moved back.
 CHUNKS = 2
@@ -107,7 +108,7 @@ class SlidingInput(CausalInput):
         self.new = ()
 
 
-class SlidingHistories:
+class SlidingHistories(Histories):
     """What one stream keeps between chunks: of each clip of a batch, and by network input.
 
     Args:
@@ -131,6 +132,7 @@ class SlidingHistories:
         device: torch.device,
     ) -> None:
         like = torch.empty(0, dtype=network.dtype, device=device)
+        self.pools = {}  # there are none
         self.memories: list[SlidingMemory] = []
         self.inputs: list[list[CausalInput]] = []
         for _ in range(clips):

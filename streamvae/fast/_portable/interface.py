@@ -101,9 +101,7 @@ class PointwiseOps(Protocol):
         """
         ...
 
-    def add_taps(
-        self, planes: torch.Tensor, bias: torch.Tensor, pixels: torch.Tensor, limit: float
-    ) -> None:
+    def add_taps(self, planes: torch.Tensor, bias: torch.Tensor, pixels: torch.Tensor) -> None:
         """Sum a 3x3 convolution of few channels, whose products are already there.
 
         Args:
@@ -112,6 +110,5 @@ class PointwiseOps(Protocol):
                 x, output channel.
             bias: float32 (channels,).
             pixels: (frames, height, width, channels), of a floating dtype.
-            limit: They are clamped to [-limit, limit].
         """
         ...

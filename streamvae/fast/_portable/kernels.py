@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 
+from streamvae._pixels import quantise
 from streamvae.fast._wan.interface import (
     Activation,
     Convolution,
@@ -116,13 +117,18 @@ class _Head:
         self._bias = bias.detach().float()
         self._weights = _Weights(weight, prepare_taps)
 
-    def __call__(self, source: Frames, pixels: torch.Tensor, limit: float) -> None:
+    def __call__(
+        self, source: Frames, pixels: torch.Tensor, finite: torch.Tensor | None = None
+    ) -> None:
         given = adjacent(source)
         matrix = self._weights.of(given.shape[0] - pixels.shape[0] + 1)
-        sums = pixels if pixels.is_floating_point() else torch.empty_like(pixels, dtype=torch.float)
-        self._ops.add_taps(tap_products(given, matrix), self._bias, sums, limit)
-        if sums is not pixels:
-            pixels.copy_(sums.mul_(127.5).add_(127.5).round_())
+        levels = pixels.dtype is torch.uint8
+        sums = torch.empty_like(pixels, dtype=given.dtype) if levels else pixels
+        self._ops.add_taps(tap_products(given, matrix), self._bias, sums)
+        if levels:
+            assert finite is not None  # noqa: S101  # see `interface.Head`
+            finite.logical_and_(~sums.isnan().any())
+            pixels.copy_(quantise(sums.clamp_(-1, 1)))
 
 
 class _Norm:

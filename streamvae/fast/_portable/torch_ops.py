@@ -67,9 +67,7 @@ class TorchOps:
             normed = torch.addcmul(shift[number].to(frame), frame, scale[number].to(frame))
             to[number].copy_(functional.silu(normed, inplace=True) if silu else normed)
 
-    def add_taps(
-        self, planes: torch.Tensor, bias: torch.Tensor, pixels: torch.Tensor, limit: float
-    ) -> None:
+    def add_taps(self, planes: torch.Tensor, bias: torch.Tensor, pixels: torch.Tensor) -> None:
         """See `interface.PointwiseOps.add_taps`."""
         frames, height, width, channels = pixels.shape
         taps = planes.shape[0] - frames + 1
@@ -81,7 +79,7 @@ class TorchOps:
                 for y in range(3):
                     for x in range(3):
                         total += given[time, time, y, x, :, y : y + height, x : x + width]
-            pixels[number].copy_(total.clamp_(-limit, limit).permute(1, 2, 0))
+            pixels[number].copy_(total.permute(1, 2, 0))
 
     def _frame(self, sums: Sums, number: int) -> torch.Tensor:
         """One frame, arranged, with bias and residual."""

@@ -144,7 +144,7 @@ def _scale_shift(products, bias, scale, shift, to, pixels, height, width, C: tl.
 
 
 @triton.jit
-def _add_taps(planes, bias, pixels, limit, height, width, plane_rows, C: tl.constexpr,
+def _add_taps(planes, bias, pixels, height, width, plane_rows, C: tl.constexpr,
               TAPS: tl.constexpr, PIXELS: tl.constexpr):  # fmt: skip
     place = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     frame = tl.program_id(1).to(tl.int64)
@@ -162,7 +162,6 @@ def _add_taps(planes, bias, pixels, limit, height, width, plane_rows, C: tl.cons
                 plane = (frame + time) * plane_rows + (time * 9 + tap) * C + channel
                 source = planes + plane * size + place + dy * width + dx
                 total += tl.load(source, mask=inside & seen, other=0.0).to(tl.float32)
-        total = tl.minimum(tl.maximum(total, -limit), limit)
         to = pixels + (frame * size + place) * C + channel
         tl.store(to, total.to(pixels.dtype.element_ty), mask=inside)
 
@@ -282,9 +281,7 @@ class TritonOps:
                 SILU=silu,
             )
 
-    def add_taps(
-        self, planes: torch.Tensor, bias: torch.Tensor, pixels: torch.Tensor, limit: float
-    ) -> None:
+    def add_taps(self, planes: torch.Tensor, bias: torch.Tensor, pixels: torch.Tensor) -> None:
         """See `interface.PointwiseOps.add_taps`."""
         frames, height, width, channels = pixels.shape
         with _device_of(planes):
@@ -292,7 +289,6 @@ class TritonOps:
                 planes,
                 bias,
                 pixels,
-                limit,
                 height,
                 width,
                 planes.shape[1],

@@ -1,4 +1,4 @@
-"""The Wan codec over this step: private histories for each stream, weights shared by all."""
+"""The Wan codec over these kernels: the step of `streamvae.fast._wan`, with histories that slide."""
 
 from __future__ import annotations
 
@@ -8,128 +8,97 @@ from typing import cast
 import torch
 from torch import nn
 
-from streamvae._errors import UsageError
 from streamvae.abc import Codec
 from streamvae.codecs import CachedCausal, Walk
-from streamvae.fast._wan.networks import Rebuilt, networks, weights_version
+from streamvae.fast._wan import StepCodec
+from streamvae.fast._wan.interface import Kernels
+from streamvae.fast._wan.networks import LATENTS, Rebuilt
 from streamvae.fast._wan.obstacles import obstacle
-from streamvae.fast._wan.step import ChunkDecoder
+from streamvae.fast._wan.walk import StepWalk
+from streamvae.fast._wan.weights import padded
 
-from .choice import chosen
+from .choice import kernels_for
 from .histories import SlidingHistories
-from .kernels import PortableKernels
 from .obstacles import STEP, missing_support
-from .interface import PointwiseOps
+from .selftest import RMS_NORM
 
-#: Latents decoded at a time, of a longer chunk: more take more memory, and as long each.
-LATENTS = 1
+_FAMILIES = {"AutoencoderKLWan", "AutoencoderKLQwenImage"}
 
 
-class PortableWan(CachedCausal):
-    """AutoencoderKLWan (2.1) decoded channels last: (B, C, T, h, w) to frames.
-
-    What is foretold of memory is that of diffusers' decoder.
+class PortableWan(StepCodec):
+    """AutoencoderKLWan and AutoencoderKLQwenImage decoded channels last, on any device.
 
     Args:
         module: The autoencoder.
         base: Its class.
+        kernels: Of this room.
+        why: What makes them slower than they might be; empty if nothing does.
     """
 
-    exactness = (
-        "within rounding of vae.decode: sums are in float32 and rounded once (about 5e-6 in "
-        "float32; in bfloat16 nearer to float32 than vae.decode is)"
-    )
-
-    def __init__(self, module: nn.Module, base: type) -> None:
-        super().__init__(module, base)
-        self._why = ""
+    def __init__(
+        self, module: nn.Module, base: type, *, kernels: Kernels | None = None, why: str = ""
+    ) -> None:
+        super().__init__(module, base, kernels=kernels)
+        self._why = why
 
     @property
     def step_name(self) -> str:
-        """Its name, and what is slower than it might be."""
+        """Its name, and what is slower than it might be; or why diffusers' decoder runs."""
+        if self._failure:
+            return f"eager (no {STEP}: {self._failure})"
         return f"{STEP} ({self._why})" if self._why else STEP
 
     def walk(self) -> Walk:
         """See `WalkingCodec.walk`."""
         return _PortableWalk(self)
 
-    def rebuilt(self, device: torch.device) -> Rebuilt:
-        """Give the decoder rebuilt for a device; shared by all streams over the autoencoder."""
-        decoder = self.vae.decoder
-        widths = {part.out_channels for part in decoder.modules() if isinstance(part, nn.Conv3d)}
-        ops, self._why = chosen.get(device, next(decoder.parameters()).dtype, widths)
-        return networks.get(self.module, device, _kernels(ops), weights_version)
-
     def _maker(self) -> Callable[[nn.Module], Codec]:
-        # Triton cannot be rehearsed on tensors without memory; diffusers' decoder can.
-        base = self._made_of[0]
-        return lambda module: cast("Codec", CachedCausal(module, *base))
+        (base,), kernels, why = self._made_of[0], self._kernels, self._why
+        return lambda module: cast("Codec", PortableWan(module, base, kernels=kernels, why=why))
 
 
-_made: dict[int, PortableKernels] = {}
+class _PortableWalk(StepWalk):
+    """One walk, whose histories are of the kind that cuDNN can read."""
 
-
-def _kernels(ops: PointwiseOps) -> PortableKernels:
-    """The same for the same operations, which live as long as the process: networks ask who."""
-    return _made.setdefault(id(ops), PortableKernels(ops))
-
-
-class _PortableWalk:
-    """One walk's histories, made with its first chunk."""
-
-    def __init__(self, codec: PortableWan) -> None:
-        self._codec = codec
-        self._built: Rebuilt | None = None
-        self._histories: SlidingHistories | None = None
-
-    def push(self, latents: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(latents.device.type, enabled=False):
-            return self._push(latents)
-
-    def _push(self, latents: torch.Tensor) -> torch.Tensor:
-        first = self._built is None
-        if first and latents.shape[2] != 1:
-            raise UsageError(f"expected a first chunk of 1 latent, got {latents.shape[2]}")
-        built = self._built or self._codec.rebuilt(latents.device)
-        network, kernels = built.network, built.kernels
-        batch, _, count, height, width = latents.shape
+    def _decode_in(self, built: Rebuilt, latents: torch.Tensor, *, first: bool) -> torch.Tensor:
         if self._histories is None:
-            size = (height, width)
-            self._histories = SlidingHistories(network, batch, size, LATENTS, latents.device)
-        self._built = built
-        scale, rate = network.scale, 1 if first else network.rate
-        pixels = latents.new_empty(batch, count * rate, height * scale, width * scale, 3)
-        for clip, inputs in enumerate(self._histories.inputs):
-            decoder = ChunkDecoder(network, inputs, kernels.fused_channels, first=first)
-            for start in range(0, count, LATENTS):
-                stop = min(start + LATENTS, count)
-                hidden = latents[clip, :, start:stop].to(network.dtype)
-                # Not clamped: tiles are, after they have been blended.
-                decoder.decode(hidden, pixels[clip, start * rate : stop * rate], float("inf"))
-        return pixels.permute(0, 4, 1, 2, 3)
-
-    def drain(self) -> None:
-        return None
-
-    def clear(self) -> None:
-        self._histories = None
-        self._built = None
+            size = (latents.shape[3], latents.shape[4])
+            self._histories = SlidingHistories(
+                built.network, latents.shape[0], size, LATENTS, latents.device
+            )
+        return super()._decode_in(built, latents, first=first)
 
 
-def portable_wan(codec: Codec, device: torch.device, *, anywhere: bool = False) -> PortableWan | str:
-    """The codec over this step in place of ``codec``, or why there is none.
+def portable_wan(
+    codec: Codec, device: torch.device, *, anywhere: bool = False
+) -> PortableWan | str:
+    """The codec over these kernels in place of ``codec``, or why there is none.
+
+    On a card, those of Triton are compiled and checked, once in a process.
 
     Args:
-        codec: Any; only AutoencoderKLWan's own is replaced.
+        codec: Any; only those of AutoencoderKLWan and AutoencoderKLQwenImage are replaced.
         device: Where it will decode.
-        anywhere: Whether devices for which it does not pay are taken too: for tests.
+        anywhere: Whether devices for which it does not pay are taken too.
 
     Returns:
         The codec, or the reason; empty if this is not for it.
     """
     if isinstance(codec, PortableWan):
         return codec
-    if type(codec) is not CachedCausal or codec.family != "AutoencoderKLWan":
+    if type(codec) is not CachedCausal or codec.family not in _FAMILIES:
         return ""
-    reason = ("" if anywhere else missing_support(codec.dtype, device)) or obstacle(codec)
-    return reason or PortableWan(codec.module, *codec._made_of[0])
+    missing = "" if anywhere else missing_support(codec.dtype, device)
+    reason = missing or obstacle(codec)
+    if reason:
+        return reason
+    decoder = codec.vae.decoder
+    parts = (part for part in decoder.modules() if isinstance(part, (nn.Conv2d, nn.Conv3d)))
+    widths = {padded(part.out_channels) for part in parts if part.out_channels < 32}
+    widths |= {
+        part.out_channels
+        for part in decoder.modules()
+        if isinstance(part, (nn.Conv2d, nn.Conv3d)) and part.out_channels >= 32
+    }
+    kernels, why = kernels_for(device, codec.dtype, widths, RMS_NORM)
+    return PortableWan(codec.module, *codec._made_of[0], kernels=kernels, why=why)
