@@ -13,9 +13,13 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def missing_support(dtype: torch.dtype, device: torch.device) -> str:
-    """What keeps it from running on a device, or in a dtype; empty if nothing does."""
+    """What keeps it from running on a device, or from paying there; empty if nothing does."""
+    if device.type == "cpu":
+        if dtype != torch.float32:
+            return f"weights are {dtype_name(dtype)}, not float32, on a CPU"
+        return "" if torch.backends.mkldnn.is_available() else "oneDNN is not there"
     if device.type != "cuda":
-        return f"this is {device.type}, not CUDA"
+        return f"this is {device.type}, neither CUDA nor a CPU"
     if not torch.backends.cudnn.is_available():
         return "cuDNN is not there"
     if dtype not in _DTYPES:
