@@ -156,7 +156,7 @@ class _Builder:
         _expect(type(block).__name__ == "ResnetBlock2D", block)
         _expect(type(block.nonlinearity) is nn.SiLU, block.nonlinearity)
         extras = (block.upsample, block.downsample, block.time_emb_proj)
-        plain = block.time_embedding_norm == "default" and block.output_scale_factor == 1
+        plain = block.time_embedding_norm != "scale_shift" and block.output_scale_factor == 1
         _expect(plain and not any(extra is not None for extra in extras), block)
         conv1, conv2 = self.convolution(block.conv1), self.convolution(block.conv2)
         shortcut = None
