@@ -10,6 +10,7 @@ from torch import nn
 
 from streamvae import ClosedError, UsageError, collect
 from streamvae.codecs import codec_for
+from streamvae.fast import fastest
 from streamvae.fast._portable import PortableWan, portable_wan
 from streamvae.fast._portable.histories import SlidingHistories, SlidingMemory
 from streamvae.fast._wan.interface import Frames
@@ -19,7 +20,7 @@ from tests.codecs.walk import begun, noise, walk, whole
 
 from .wan import CPU, TOLERANCE, close, wan
 
-CUDA = torch.device("cuda")
+META = torch.device("meta")
 FAMILIES = [tiny.wan21, tiny.wan22, tiny.qwen_image]
 
 
@@ -181,15 +182,22 @@ def test_changed_weights() -> None:
 
 
 def test_says_why_not() -> None:
-    """What would be lost, and devices on which it does not pay, are left to others."""
+    """What would be lost, and dtypes that do not pay, are left to others; families without a word."""
     assert portable_wan(codec_for(tiny.kl()), CPU) == ""
-    assert portable_wan(codec_for(tiny.wan21()), CPU) == "this is cpu, not CUDA"
-    assert "not float64" in str(portable_wan(codec_for(tiny.wan21().double()), CUDA)) or (
-        not torch.backends.cudnn.is_available()
-    )
+    assert "not float32, on a CPU" in str(portable_wan(codec_for(tiny.wan21().bfloat16()), CPU))
+    assert "neither CUDA nor a CPU" in str(portable_wan(codec_for(tiny.wan21()), META))
     vae = tiny.wan21()
     vae.decoder.mid_block.register_forward_hook(print)
     assert "hook" in str(portable_wan(codec_for(vae), CPU, anywhere=True))
+
+
+@pytest.mark.parametrize("make", FAMILIES)
+def test_is_the_fast_step_on_a_cpu(make: Callable[[], nn.Module]) -> None:
+    """With mode="fast" a CPU decodes Wan so, and says it."""
+    stepped = fastest(codec_for(make()), CPU)
+    assert isinstance(stepped.codec, PortableWan)
+    assert stepped.step() == "channels last"
+    assert stepped.notes == ()
 
 
 def slide(memory: SlidingMemory, frames: int) -> None:

@@ -55,6 +55,11 @@ class PortablePictures(ByItem):
         """Its name, and what is slower than it might be."""
         return f"{STEP} ({self._why})" if self._why else STEP
 
+    @property
+    def notes_of_step(self) -> tuple[str, ...]:
+        """What the user should know who has asked for it."""
+        return (f"{self.family} is decoded {self.step_name}",) if self._why else ()
+
     def decoder(self) -> Decoder:
         """A stream over a batch, of the weights as they are when its first item is decoded."""
         self._network = None
@@ -133,6 +138,8 @@ def portable_pictures(
         return codec
     if type(codec) is not ByItem or codec.family != "AutoencoderKL":
         return ""
+    if device.type == "cpu" and not anywhere:
+        return ""  # what it takes there is as long
     missing = "" if anywhere else missing_support(codec.dtype, device)
     reason = missing or _obstacle(codec)
     if reason:

@@ -48,6 +48,12 @@ class PortableWan(StepCodec):
             return f"eager (no {STEP}: {self._failure})"
         return f"{STEP} ({self._why})" if self._why else STEP
 
+    @property
+    def notes_of_step(self) -> tuple[str, ...]:
+        """What the user should know who has asked for it."""
+        said = bool(self._failure or self._why)
+        return (f"{self.family} is decoded {self.step_name}",) if said else ()
+
     def walk(self) -> Walk:
         """See `WalkingCodec.walk`."""
         return _PortableWalk(self)
@@ -93,12 +99,8 @@ def portable_wan(
     if reason:
         return reason
     decoder = codec.vae.decoder
-    parts = (part for part in decoder.modules() if isinstance(part, (nn.Conv2d, nn.Conv3d)))
-    widths = {padded(part.out_channels) for part in parts if part.out_channels < 32}
-    widths |= {
-        part.out_channels
-        for part in decoder.modules()
-        if isinstance(part, (nn.Conv2d, nn.Conv3d)) and part.out_channels >= 32
-    }
+    parts = [part for part in decoder.modules() if isinstance(part, (nn.Conv2d, nn.Conv3d))]
+    # A head of few channels is summed tap by tap; one of a patch is filled up.
+    widths = {padded(part.out_channels) if part is decoder.conv_out else part.out_channels for part in parts}
     kernels, why = kernels_for(device, codec.dtype, widths, RMS_NORM)
     return PortableWan(codec.module, *codec._made_of[0], kernels=kernels, why=why)
