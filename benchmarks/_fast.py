@@ -6,6 +6,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -13,15 +14,16 @@ import torch
 from _measure import Json, summary
 from torch import nn
 
+from streamvae._recipe import Recipe
 from streamvae.abc import Decoder
 from streamvae.codecs import WalkingCodec, codec_for
 from streamvae.fast import FusedWan
 from streamvae.fast._fastvae import fused
 from streamvae.fast._wan import StepCodec, step_codec
 from streamvae.fast._wan.cuda_kernels import CudaKernels
+from streamvae.fast._wan.freshness import Weights
 from streamvae.fast._wan.interface import Convolution, Head, Kernels, Norm
 from streamvae.fast._wan.network import build
-from streamvae.fast._wan.networks import weights_version
 from streamvae.fast._wan.options import Kind
 from streamvae.fast._wan.recording import options_of
 from streamvae.fast._wan.selftest import SelfTestError, check
@@ -54,7 +56,8 @@ def ways(vae: nn.Module, device: torch.device) -> dict[str, Way]:
         "eager": lambda: cast("WalkingCodec", codec_for(vae)),
         "ours": ours,
     }
-    if find_spec("fastvae") is not None and device.type == "cuda":
+    known = codec_for(vae).family == "AutoencoderKLWan"
+    if known and find_spec("fastvae") is not None and device.type == "cuda":
         made["fastvae"] = fastvae
     return made
 
@@ -63,7 +66,8 @@ def noise(vae: nn.Module, size: tuple[int, int], latents: int, seed: int = 0) ->
     """Latents of pictures of ``size``, on the device of ``vae``, in its dtype."""
     generator = torch.Generator().manual_seed(seed)
     config = cast("Any", vae).config
-    shape = (1, config.z_dim, latents, size[0] // 8, size[1] // 8)
+    scale = 8 * (getattr(config, "patch_size", None) or 1)
+    shape = (1, config.z_dim, latents, size[0] // scale, size[1] // scale)
     weight = next(vae.parameters())
     return torch.randn(shape, generator=generator).to(weight.device, weight.dtype)
 
@@ -287,7 +291,7 @@ def layers(vae: nn.Module, device: torch.device, size: tuple[int, int]) -> Json:
         frames = 1 if first else network.rate
         pixels = hidden.new_empty(frames, *size, 3)
         timed.spans.clear()
-        decoder.decode(hidden[:, number : number + 1], pixels, 1.0)
+        decoder.decode(hidden[:, number : number + 1], pixels)
         torch.cuda.synchronize(device)
         if number < 4:
             continue
@@ -311,8 +315,37 @@ def build_seconds(vae: nn.Module, device: torch.device) -> Json:
     _settle(device)
     packed = time.perf_counter() - began
     began = time.perf_counter()
-    weights_version(vae)
+    Weights.of(cast("Any", vae).decoder)
     return {"packing, s": packed, "fingerprint, s": time.perf_counter() - began}
+
+
+@torch.no_grad()
+def levels(vae: nn.Module, device: torch.device, size: tuple[int, int], rounds: int) -> Json:
+    """Milliseconds of a steady chunk into uint8 frames on the device: rendered, and by the head."""
+    z = noise(vae, size, 9)
+    found: dict[str, list[float]] = {"rendered": [], "by the head": []}
+    for number in range(rounds + 1):
+        for name, spans in found.items():
+            codec = cast("Any", ways(vae, device)["ours"]())
+            head = codec.uint8_decoder() if name == "by the head" else codec.decoder()
+            recipe = Recipe(codec, head, "uint8", mode="fast")
+            decode = recipe.decode
+            given = _spans([partial(decode, (piece,)) for piece in z.split(1, 2)])
+            recipe.close()
+            if number:
+                spans.extend(given[3:])
+    return {name: summary(values) for name, values in found.items()}
+
+
+def _spans(steps: list[Callable[[], object]]) -> list[float]:
+    """Milliseconds on the device of each step, launched one after the other."""
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(len(steps) + 1)]
+    for event, step in zip(events, steps, strict=False):
+        event.record()
+        step()
+    events[-1].record()
+    torch.cuda.synchronize()
+    return [begin.elapsed_time(end) for begin, end in itertools.pairwise(events)]
 
 
 def _settle(device: torch.device) -> None:

@@ -1,11 +1,11 @@
-"""What the fused step of Wan 2.1 promises on one NVIDIA H200, every figure in one run.
+"""What the fused step of Wan's autoencoders promises on one NVIDIA H200, every figure in one run.
 
 The autoencoder as it is shipped, random weights and gammas, bfloat16, batch 1. Every specialisation
 of the kernels against float64, element by element; chunks against float32; eager, ours and (where
 it is installed) fastvae in turns. Prints promises and whether they are kept, and writes all samples
 with versions, clocks, command, machine and date as JSON, after each part.
 
-    python benchmarks/fast_h200.py                      # about three minutes
+    python benchmarks/fast_h200.py                      # about five minutes
     python benchmarks/fast_h200.py --only kernels errors times --sizes 480x832
     python benchmarks/fast_h200.py --quick              # tiny, also without a GPU: a rehearsal
 """
@@ -14,18 +14,23 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import _fast as fast
 import torch
 from _measure import Json, clocks, facts, promised, show, show_promises, write
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLQwenImage, AutoencoderKLWan
+
+from streamvae.fast._wan.released import WAN22
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("first use", "kernels", "errors", "times", "layers", "memory")
+PARTS = ("first use", "kernels", "errors", "times", "layers", "levels", "memory", "families")
+#: Other autoencoders: their size, and latents of which errors are measured.
+FAMILIES = {"Wan 2.2-5B": ((704, 1280), 3), "QwenImage": ((1024, 1024), 1)}
 SIZES = ("480x832", "720x1280", "1088x1920")
 #: Only on a card.
-CUDA_PARTS = {"kernels", "layers", "memory"}
+CUDA_PARTS = {"kernels", "layers", "levels", "memory"}
 
 
 def options() -> argparse.Namespace:
@@ -49,11 +54,15 @@ def options() -> argparse.Namespace:
 
 
 @torch.no_grad()
-def autoencoder(said: argparse.Namespace) -> AutoencoderKLWan:
-    """The autoencoder, its gammas random too: a norm without its gamma would not be seen."""
+def autoencoder(said: argparse.Namespace, family: str = "Wan 2.1") -> torch.nn.Module:
+    """An autoencoder, its gammas random too: a norm without its gamma would not be seen."""
     small = {"base_dim": 8, "num_res_blocks": 1} if said.quick else {}
+    if family == "Wan 2.2-5B":
+        small = WAN22 | ({"base_dim": 8, "decoder_base_dim": 12} if said.quick else {})
     torch.manual_seed(0)
-    vae = AutoencoderKLWan(**small).eval().requires_grad_(requires_grad=False)
+    with said.device:
+        kind = AutoencoderKLQwenImage if family == "QwenImage" else AutoencoderKLWan
+        vae = kind(**small).eval().requires_grad_(requires_grad=False)
     for name, parameter in vae.named_parameters():
         if "gamma" in name:
             parameter.copy_(1 + 0.2 * torch.randn_like(parameter))
@@ -62,40 +71,84 @@ def autoencoder(said: argparse.Namespace) -> AutoencoderKLWan:
     return vae
 
 
-def measure(part: str, vae: AutoencoderKLWan, said: argparse.Namespace) -> Json:
+def families(said: argparse.Namespace) -> Json:
+    """Errors and times of the other autoencoders."""
+    found: Json = {}
+    for name, (size, latents) in FAMILIES.items():
+        vae, own = autoencoder(said, name), (32, 48) if said.quick else size
+        found[name] = {
+            "errors": fast.errors(vae, said.device, own, latents),
+            "times": fast.times(vae, said.device, own, said.rounds),
+        }
+        del vae
+    return found
+
+
+def measure(part: str, vae: torch.nn.Module, said: argparse.Namespace) -> Json:
     """Measure one part."""
     sizes = {name: tuple(map(int, name.split("x"))) for name in said.sizes}
-    device = said.device
-    middle = sizes.get("720x1280") or next(iter(sizes.values()))
-    if part == "first use":
-        return fast.first_use(vae, device, next(iter(sizes.values())))
-    if part == "kernels":
-        return fast.kernels(vae, device, (27, 45), 4)
-    if part == "errors":
-        lengths = {name: said.latents if size[0] <= 720 else 3 for name, size in sizes.items()}
-        return {name: fast.errors(vae, device, size, lengths[name]) for name, size in sizes.items()}
-    if part == "times":
-        return {name: fast.times(vae, device, size, said.rounds) for name, size in sizes.items()}
-    if part == "layers":
-        return fast.layers(vae, device, middle) | {"": fast.build_seconds(vae, device)}
-    return {str(latents): fast.memory(vae, device, middle, latents) for latents in (21, 85)}
+    device, rounds = said.device, said.rounds
+    first, middle = next(iter(sizes.values())), sizes.get("720x1280") or next(iter(sizes.values()))
+
+    def errors(size: tuple[int, ...]) -> Json:
+        return fast.errors(vae, device, size, said.latents if size[0] <= 720 else 3)
+
+    parts: dict[str, Callable[[], Json]] = {
+        "first use": lambda: fast.first_use(vae, device, first),
+        "kernels": lambda: fast.kernels(vae, device, (27, 45), 4),
+        "errors": lambda: {name: errors(size) for name, size in sizes.items()},
+        "times": lambda: {n: fast.times(vae, device, size, rounds) for n, size in sizes.items()},
+        "layers": lambda: fast.layers(vae, device, middle) | {"": fast.build_seconds(vae, device)},
+        "levels": lambda: {n: fast.levels(vae, device, size, rounds) for n, size in sizes.items()},
+        "memory": lambda: {str(n): fast.memory(vae, device, middle, n) for n in (21, 85)},
+        "families": lambda: families(said),
+    }
+    return parts[part]()
 
 
 def show_part(part: str, found: Json) -> None:
     """Print what was measured."""
-    if part == "times":
-        for size, each in found.items():
-            for key in each["ours"]:
-                show(f"{size}: {key}", {way: one[key] for way, one in each.items()}, "ms")
-    elif part == "errors":
-        for size, one in found.items():
-            ratios = " ".join(f"{ratio:.3f}" for ratio in one["ratios"])
-            print(f"  {size}: two runs equal {one['two runs equal']}, ratios {ratios}")
-    elif part == "kernels":
-        print(f"  {len(found)} specialisations")
-    else:
-        for key, value in found.items():
-            print(f"  {key}: {value}")
+    if part in SHOWN:
+        SHOWN[part](found)
+        return
+    for key, value in found.items():
+        print(f"  {key}: {value}")
+
+
+def show_times(found: Json) -> None:
+    """Each way's times, by size."""
+    for size, each in found.items():
+        for key in each["ours"]:
+            show(f"{size}: {key}", {way: one[key] for way, one in each.items()}, "ms")
+
+
+def show_errors(found: Json) -> None:
+    """Errors over diffusers' own, chunk by chunk."""
+    for size, one in found.items():
+        ratios = " ".join(f"{ratio:.3f}" for ratio in one["ratios"])
+        print(f"  {size}: two runs equal {one['two runs equal']}, ratios {ratios}")
+
+
+def show_families(found: Json) -> None:
+    """Times and errors of each."""
+    show_times({name: one["times"] for name, one in found.items()})
+    show_errors({name: one["errors"] for name, one in found.items()})
+
+
+def show_levels(found: Json) -> None:
+    """Both ways to uint8."""
+    for size, each in found.items():
+        show(f"{size}: a steady chunk as uint8", each, "ms")
+
+
+#: How parts are printed that are no plain list.
+SHOWN: dict[str, Callable[[Json], None]] = {
+    "times": show_times,
+    "errors": show_errors,
+    "families": show_families,
+    "levels": show_levels,
+    "kernels": lambda found: print(f"  {len(found)} specialisations"),
+}
 
 
 def kept(result: Json) -> dict[str, Json]:
@@ -117,6 +170,15 @@ def kept(result: Json) -> dict[str, Json]:
             rows[f"{name}: steady chunk / fastvae"] = (steady["ours"] / steady["fastvae"], 1 / 2.1)
         first = each["ours"]["first chunk, ms"]["median"]
         rows[f"{name}: first chunk / steady"] = (first / steady["ours"], 1 / 4)
+    for name, one in result.get("families", {}).items():
+        if one["errors"]["ratios"]:
+            rows[f"{name}: error / diffusers' own"] = (max(one["errors"]["ratios"]), 1.02)
+        key = "first chunk, ms" if name == "QwenImage" else "steady chunk, ms"
+        spans = {way: each[key]["median"] for way, each in one["times"].items()}
+        rows[f"{name}: {key.removesuffix(', ms')} / eager"] = (
+            spans["ours"] / spans["eager"],
+            1 / 3,
+        )
     for latents, each in result.get("memory", {}).items():
         rows[f"{latents} latents of 720p, GB"] = (each["ours"]["allocated"] / 1e9, 9.5)
     return promised(rows)

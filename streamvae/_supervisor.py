@@ -150,7 +150,8 @@ class Supervisor:
                 elif self._stepped is not None and self._stepped.launcher is not None:
                     record = partial(self._stepped.launcher.record, self.warm_streams)
                     # As its chunks were launched: a graph is of one state of autocast.
-                    await outcome(backend.run(partial(recipe.caller.run, record)))
+                    as_launched = CallerContext(self._caller.for_launches())
+                    await outcome(backend.run(partial(as_launched.run, record)))
             await self.tee.close()
         except BaseException as error:
             await self.tee.abort()

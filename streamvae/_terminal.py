@@ -39,7 +39,12 @@ if TYPE_CHECKING:
 
 #: Exit codes.
 FAILED, USAGE, ROUNDED, ABORTED = 1, 2, 3, 130
-VERDICTS: dict[Verdict, int] = {"equal": 0, "within rounding": ROUNDED, "different": FAILED}
+VERDICTS: dict[Verdict, int] = {
+    "equal": 0,
+    "accepted": 0,
+    "within rounding": ROUNDED,
+    "different": FAILED,
+}
 
 #: What can be mended by asking for something else; nothing was decoded when these are raised.
 _ASKED = (DeviceError, LatentsError, MissingDependencyError, UnknownSourceError, UsageError)
@@ -124,6 +129,7 @@ def run_verify(
     mode: Mode,
     latents_per_chunk: int | None,
     seed: int,
+    reference_device: str | None = None,
 ) -> Verification:
     """Decode both ways and compare, with a bar where standard error is a terminal.
 
@@ -134,6 +140,7 @@ def run_verify(
         mode: See `verify`.
         latents_per_chunk: See `verify`.
         seed: See `verify`.
+        reference_device: See `verify`.
     """
     logger = logging.getLogger("streamvae")
     level = logger.level
@@ -147,6 +154,7 @@ def run_verify(
                 mode=mode,
                 latents_per_chunk=latents_per_chunk,
                 seed=seed,
+                reference_device=reference_device,
                 progress=progress,
             )
     finally:

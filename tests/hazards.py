@@ -62,6 +62,7 @@ def hazard(name: str, test: str, *patches: tuple[str, str, str]) -> Hazard:
 
 STREAMED = "backends/_streamed.py"
 UPLOADS = "backends/_uploads.py"
+WAN = "fast/_wan"
 HAZARDS = (
     hazard(
         "a row of tiles is not faded into the one above",
@@ -81,6 +82,41 @@ HAZARDS = (
             "self._end(self._accepted) + self._top_bytes",
             "self._end(self._accepted)",
         ),
+    ),
+    hazard(
+        "a frame of history is reused while it is read",
+        "fast/test_wan_step.py::test_nothing_is_written_that_is_read",
+        (
+            f"{WAN}/step.py",
+            "        source = given.read(first=self._first)\n",
+            "        source = given.read(first=self._first)\n        given.end()\n",
+        ),
+        (f"{WAN}/pools.py", "HISTORY * inputs + 2 * chunk", "HISTORY * inputs + chunk"),
+    ),
+    hazard(
+        "the frame of zeros is reused",
+        "fast/test_wan_step.py::test_steps_of_many_latents",
+        (f"{WAN}/pools.py", " for slot in slots if slot != self.zero)", " for slot in slots)"),
+    ),
+    hazard(
+        "clips of a batch have one history",
+        "fast/test_wan_step.py::test_batches",
+        (f"{WAN}/step.py", "            for _ in range(clips)\n        ]", "        ] * clips"),
+    ),
+    hazard(
+        "what a shortcut reads is overwritten",
+        "fast/test_wan_families.py::test_other_families",
+        (f"{WAN}/step.py", "index == 0 and level.shortcut is not None", "False"),
+    ),
+    hazard(
+        "weights that were written to are not read again",
+        "fast/test_wan_step.py::test_weights_written_through_data",
+        (f"{WAN}/networks.py", "not look.sees(built.weights, decoder)", "False"),
+    ),
+    hazard(
+        "levels hide that there are no numbers",
+        "fast/test_wan_uint8.py::test_uint8_of_no_numbers",
+        ("_recipe.py", "all_finite(decoded) if finite is None else finite", "all_finite(decoded)"),
     ),
     hazard(
         "a slot is read before its copy's event",

@@ -151,6 +151,7 @@ class Stress:
                 self.disturb()
             while len(self.running) >= STREAMS:
                 await asyncio.wait(self.running, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.sleep(0)  # their callbacks
             task = asyncio.create_task(self.stream())
             self.running.add(task)
             task.add_done_callback(self.running.discard)
@@ -161,8 +162,9 @@ class Stress:
 
     async def settled(self) -> None:
         """All streams are over."""
-        while self.running:
-            await asyncio.gather(*self.running, return_exceptions=True)
+        over = tuple(self.running)
+        await asyncio.gather(*over, return_exceptions=True)
+        self.running.difference_update(over)  # their callbacks may not have run yet
 
     def choose(self) -> tuple[int, tuple[int, int]]:
         """A module and a size."""
@@ -212,7 +214,7 @@ async def fake(seed: int, clips: Clips, turns: int = 20) -> Stress:
     """One run over a fake device."""
     graphs = FakeGraphs()
     with Denoiser(graphs.use) as denoiser:
-        stress = Stress(seed, clips, FakeBackend(graphs=graphs), denoiser)
+        stress = Stress(seed, clips, FakeBackend(graphs=graphs, upload=0.0), denoiser)
         await stress.run(lambda turn: turn < turns)
     stress.check()
     return stress

@@ -64,6 +64,21 @@ def test_the_program_for_graphs_rehearses_anywhere(tmp_path: Path) -> None:
     assert "rehearsal" in printed
 
 
+def test_the_program_for_precision_rehearses_anywhere(tmp_path: Path) -> None:
+    """On random weights and on some that it trains, fast mode is held against float32 by chunks."""
+    out = tmp_path / "precision.json"
+    printed = run("precision_h200.py", "--quick", "--device", "cpu", "--out", str(out))
+    cases = json.loads(out.read_text())["cases"]
+    assert list(cases) == ["Wan 2.1, random, 16x24x3", "Wan 2.1, trained, 16x24x3"]
+    for found in cases.values():
+        assert 0 < found["own"]["error"] < 0.1
+        assert found["fast"]["step"]
+        assert len(found["fast"]["ratio of each chunk"]) == 3
+        assert 0 < found["fast"]["ratio"] < 2
+    assert "the whole scene: PSNR" in printed
+    assert "rehearsal" in printed
+
+
 def test_busy_share_of_steady_graphs(trace: ModuleType) -> None:
     """Between the first graph's first kernel and the last one's last, whatever lies around them."""
 

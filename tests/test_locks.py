@@ -108,7 +108,7 @@ LOCKS: dict[str, tuple[Callable[[], Any], Callable[[], bool]]] = {
         lambda: _swapped._LOCKS_LOCK,
         lambda: bool(walk(codec_for(magvit()), noise(1, 4, 2, 2, 2)).numel()),
     ),
-    "slots": (lambda: _slots._LOCK, lambda: _slots.release() == 0),
+    "slots": (lambda: _slots._LOCK, lambda: _slots.release_slots() == 0),
     "capture": (lambda: _graphs._CAPTURING, lambda: free(_graphs._CAPTURING)),
 }
 
@@ -125,13 +125,12 @@ def test_a_child_finds_every_lock_free(name: str) -> None:
 def test_locks_of_objects_too() -> None:
     """A plan, a turnstile, slots, a device made before the fork can be used in the child."""
     plan = codec_for(magvit()).plan((1, 4, 3, 2, 2))
-    turnstile, slots, backend = Turnstile(1), _slots.Slots(), FakeBackend()
+    turnstile, backend = Turnstile(1), FakeBackend()
     module = magvit()
     walk(codec_for(module), noise(1, 4, 1, 2, 2))
     cases: list[tuple[Any, Callable[[], object]]] = [
         (plan._lock, lambda: plan.state_bytes),
         (turnstile._lock, lambda: turnstile.take().query()),
-        (slots._lock, lambda: slots.nbytes == 0),
         (backend.fake.lock, lambda: backend.turn().query()),
         (_swapped._SWAPS[module]._lock, lambda: walk(codec_for(module), noise(1, 4, 1, 2, 2))),
     ]

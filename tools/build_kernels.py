@@ -21,29 +21,13 @@ from streamvae.fast._wan.compiler import compile_cubin, compiler_version, source
 from streamvae.fast._wan.cubins import MANIFEST, SHIPPED, Entry, Manifest
 from streamvae.fast._wan.options import Options
 from streamvae.fast._wan.recording import options_of
-
-#: AutoencoderKLWan as released with Wan 2.1 (QwenImage's has its widths) and with Wan 2.2-5B.
-RELEASED: tuple[dict[str, object], ...] = (
-    {},
-    {
-        "base_dim": 160,
-        "decoder_base_dim": 256,
-        "z_dim": 48,
-        "is_residual": True,
-        "in_channels": 12,
-        "out_channels": 12,
-        "patch_size": 2,
-        "scale_factor_spatial": 16,
-        "latents_mean": None,
-        "latents_std": None,
-    },
-)
+from streamvae.fast._wan.released import WAN21, WAN22
 
 
 def shipped_options() -> dict[str, Options]:
     """Every specialisation to be shipped, by name."""
     with torch.device("meta"):
-        decoders = [AutoencoderKLWan(**config).decoder.bfloat16() for config in RELEASED]
+        decoders = [AutoencoderKLWan(**config).decoder.bfloat16() for config in (WAN21, WAN22)]
     every = {
         options.name: options
         for decoder in decoders

@@ -80,7 +80,8 @@ def carry_on(vae: AutoencoderKLWan, latents: Tensor, cache: list[Any], *, first:
         vae.decoder(part, feat_cache=cache, feat_idx=[0], first_chunk=first and place == 0)
         for place, part in enumerate(_walk(hidden, 1) if first else [hidden])
     ]
-    return unpatchify(torch.cat(parts, 2), vae.config.patch_size)
+    frames, patch = torch.cat(parts, 2), vae.config.patch_size
+    return frames if patch is None else unpatchify(frames, patch)
 
 
 def _walk(frames: Tensor, stride: int) -> list[Tensor]:

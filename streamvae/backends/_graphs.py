@@ -16,7 +16,6 @@ graph keeps; random numbers of other threads come from the old one.
 from __future__ import annotations
 
 import contextlib
-import logging
 import weakref
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -26,8 +25,6 @@ import torch
 from streamvae._locks import fork_safe_lock
 
 from . import _libcuda
-
-_log = logging.getLogger("streamvae")
 
 T = TypeVar("T")
 
@@ -111,19 +108,18 @@ class CudaGraphs:
         self, graph: torch.cuda.CUDAGraph, pool: torch.cuda._POOL_HANDLE, spare: torch.Tensor
     ) -> None:
         """See Note [A capture that fails]."""
-        stream = torch.cuda.current_stream(self._device).cuda_stream
+        stream, index = torch.cuda.current_stream(self._device).cuda_stream, self._device.index or 0
+        _libcuda.discard_capture(stream)
         try:
-            _libcuda.discard_capture(stream)
             _libcuda.begin_capture(stream)
             spare.zero_()
             graph.capture_end()
-        except Exception as error:  # noqa: BLE001  # the first error is the one to tell of
-            _log.debug("ending a capture that had failed: %s", error)
+        except Exception:  # noqa: BLE001  # the first error is the one to tell of
             _libcuda.discard_capture(stream)
-            with contextlib.suppress(Exception):  # torch from 2.13 on has done the first itself
-                torch._C._cuda_endAllocateToPool(self._device.index or 0, pool)
+            with contextlib.suppress(Exception):  # torch from 2.13 on has done this itself
+                torch._C._cuda_endAllocateToPool(index, pool)
             with contextlib.suppress(Exception):
-                torch._C._cuda_releasePool(self._device.index or 0, pool)
+                torch._C._cuda_releasePool(index, pool)
         graph.reset()
 
 

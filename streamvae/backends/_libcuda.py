@@ -8,11 +8,11 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import threading
 
 import torch
 
 from streamvae._errors import DeviceError
+from streamvae._locks import fork_safe_lock
 
 #: ``CU_STREAM_NON_BLOCKING``: it does not wait for the legacy default stream, nor that for it.
 _NON_BLOCKING = 1
@@ -21,7 +21,7 @@ RELAXED = 2
 
 #: By process, device and name. Never destroyed: the caching allocator keeps their handles.
 _streams: dict[tuple[int, int, str], torch.cuda.ExternalStream] = {}
-_lock = threading.Lock()
+_lock = fork_safe_lock()
 
 
 @functools.cache

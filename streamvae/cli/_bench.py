@@ -26,6 +26,8 @@ class Part(StrEnum):
     """What can be measured alone."""
 
     paths = "paths"
+    chunks = "chunks"
+    energy = "energy"
     memory = "memory"
     sizes = "sizes"
 
@@ -45,11 +47,13 @@ def bench(
     size: Annotated[
         str | None,
         typer.Option(
-            metavar="HxW", help="Of the paths' pictures, as in 720x1280.", show_default=False
+            metavar="HxW",
+            help="Of pictures of paths, chunks and energy, as in 720x1280.",
+            show_default=False,
         ),
     ] = None,
     latents: Annotated[
-        int | None, typer.Option(min=1, help="Of the paths' clip.", show_default=False)
+        int | None, typer.Option(min=1, help="Of the clip of paths and energy.", show_default=False)
     ] = None,
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Samples of every time; 5.", show_default=False)
@@ -76,8 +80,9 @@ def bench(
 ) -> None:
     """Compare ways of decoding side by side: vae.decode and write, chunk loop, fastvae, streamvae.
 
-    Three parts: every path into nothing, a raw file and MP4; memory over length; time over the size
-    of the pictures. Without a GPU it takes a minute or two, with the embedded VAE.
+    Five parts: every path into nothing, a raw file and MP4; first and steady chunks by every step;
+    joules a frame (NVIDIA cards, extra 'energy'); memory over length; time over the size of the
+    pictures. Without a GPU it takes a minute or two, with the embedded VAE.
     """
     if plots is not None:
         expect_matplotlib()
@@ -91,7 +96,7 @@ def bench(
         latents=latents or settings.latents,
         rounds=rounds or settings.rounds,
     )
-    labels = {"paths": "paths", "memory": "memory over length"}
+    labels = {"chunks": "first and steady chunks", "memory": "memory over length"}
     with _terminal.bars() as progress:
         found = measure(
             settings,

@@ -46,12 +46,23 @@ def verify(
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of all noise.")] = 0,
     device: DeviceOption = None,
+    reference_device: Annotated[
+        str | None,
+        typer.Option(
+            help="Where fast mode's reference in float32 decodes, which takes twice the memory. By "
+            "default where the autoencoder does.",
+            show_default=False,
+        ),
+    ] = None,
     dtype: DtypeOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the exit code.")] = False,
 ) -> None:
     """Decode LATENTS as a stream and by the autoencoder's own decode, and compare.
 
-    Exit code 0: every value is equal. 3: equal but for rounding. 1: different.
+    With --mode fast, the errors of both against a decode in float32 as well.
+
+    Exit code 0: every value is equal, or fast mode's error is accepted. 3: equal but for rounding.
+    1: different.
     """
     if latents is not None:
         look_into(latents)
@@ -65,6 +76,7 @@ def verify(
         mode=mode.value,
         latents_per_chunk=latents_per_chunk,
         seed=seed,
+        reference_device=reference_device,
     )
     if not quiet:
         typer.echo(str(found))

@@ -28,10 +28,15 @@ from streamvae.codecs import (
 from ._fastvae import FusedWan, fused
 from ._graphed import EAGER, GraphedWalk, GraphLauncher, check_only_stream
 from ._obstacles import join_reasons
+<<<<<<< HEAD
 from ._portable import STEP as CHANNELS_LAST
 from ._portable import portable
 from ._slots import release
 from ._wan import STEP, StepCodec, step_codec
+=======
+from ._slots import release_slots
+from ._wan import STEP, StepCodec, networks, step_codec
+>>>>>>> main
 
 __all__ = [
     "EAGER",
@@ -67,6 +72,20 @@ class Stepped(NamedTuple):
     def notes(self) -> tuple[str, ...]:
         """What the user should know, as far as is known by now."""
         return self.said() + (() if self.launcher is None else self.launcher.notes)
+
+
+def release() -> int:
+    """Give back the device memory that is kept for streams to come.
+
+    That is of the graphs that `streamvae.warmup` has recorded, each with a decoder's state, and of
+    weights that were packed for fused kernels, until their autoencoder goes or its weights change.
+    Streams that run keep theirs.
+
+    Returns:
+        Bytes that torch's allocator has again; with the last graph of a device the memory between
+        their kernels comes back too. ``torch.cuda.empty_cache()`` gives it to others.
+    """
+    return release_slots() + networks.release()
 
 
 def fastest(codec: Codec, device: torch.device, graphs: Graphs | None = None) -> Stepped:

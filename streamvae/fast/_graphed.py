@@ -26,7 +26,6 @@ _log = logging.getLogger("streamvae")
 
 Step = Callable[[torch.Tensor, State], tuple[torch.Tensor, State]]
 
-GRAPH = "graph"
 EAGER = "eager"
 _NONE_FREE = "none of the recorded graphs is free for it"
 _STALE = "they were of other weights or modes; call warmup again"
@@ -69,14 +68,14 @@ class GraphLauncher:
     def status(self) -> str:
         """How chunks are launched, as far as is known by now."""
         reason = self.obstacle or self._missed
-        if not reason and (self._replays or idle_slots(self._codec.module)):
-            return GRAPH
-        return f"{EAGER} ({reason})" if reason else EAGER
+        if not reason:
+            return "graph" if self._replays or idle_slots(self._codec.module) else EAGER
+        return f"{EAGER} ({reason})"
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know who has recorded graphs."""
-        reason = self.obstacle or (self._missed if self._missed != _NONE_FREE else "")
+        reason = self.obstacle or self._missed.removeprefix(_NONE_FREE)
         if not (reason and self._recorded_before):
             return ()
         return (f"graphs of {self._codec.family} were recorded and not used: {reason}",)
@@ -141,13 +140,12 @@ class GraphLauncher:
     def _recorded(self, latents: torch.Tensor, state: State, step: Step) -> Slot:
         """A slot for chunks like this one, with what they leave: an idle one, or another."""
         key = self.key(latents, state)
-        idle = take_slot(self._codec.module, key)
-        if idle is not None:
+        if (idle := take_slot(self._codec.module, key)) is not None:
             return idle
         inputs = latents.clone(memory_format=torch.contiguous_format)
         decoder = self._codec.vae.decoder
         weights = ((one, one.data_ptr()) for one in (*decoder.parameters(), *decoder.buffers()))
-        own = cast("State", pytree.tree_map(_clone, state))
+        own = cast("State", pytree.tree_map_only(torch.Tensor, torch.clone, state))
 
         def chunk() -> torch.Tensor:
             frames, left = step(inputs, copy_containers(own))
@@ -213,18 +211,13 @@ class GraphedWalk:
         state = self._walk.state
         if self._loaded or state is None:
             return self._loaded
-        if self._slot is None:
-            self._slot = self._launcher.take(latents, state)
+        self._slot = self._slot or self._launcher.take(latents, state)
         if self._slot is not None:
             with contextlib.suppress(RuntimeError):  # an odd chunk has left another form
                 load(state, self._slot.state)
                 self._walk.put(copy_containers(self._slot.state))
                 self._loaded = True
         return self._loaded
-
-
-def _clone(leaf: object) -> object:
-    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
 def _line(error: Exception) -> str:

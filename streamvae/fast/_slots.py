@@ -99,8 +99,7 @@ _LOCK = fork_safe_lock()
 
 def idle_slots(module: nn.Module) -> tuple[Slot, ...]:
     """The slots of an autoencoder that no walk has."""
-    with _LOCK:
-        return tuple(_idle.get(module, ()))
+    return tuple(_idle.get(module, ()))
 
 
 def take_slot(module: nn.Module, key: Key) -> Slot | None:
@@ -121,16 +120,8 @@ def give_back(module: nn.Module, slot: Slot) -> None:
         _idle.setdefault(module, []).append(slot)
 
 
-def release() -> int:
-    """Give back the device memory of the graphs that `streamvae.warmup` has recorded.
-
-    Each keeps a decoder's state until its autoencoder goes or its weights move. Streams that run
-    keep theirs.
-
-    Returns:
-        Bytes of state that torch's allocator has again; with the last graph of a device the memory
-        between their kernels comes back too. ``torch.cuda.empty_cache()`` gives it to others.
-    """
+def release_slots() -> int:
+    """Let go of all idle slots, and give the bytes of their state."""
     with _LOCK:
         dropped = [slot for slots in _idle.values() for slot in slots]
         _idle.clear()

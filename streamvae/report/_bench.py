@@ -20,7 +20,9 @@ from .._pixels import render
 from .._warmup import warmup
 from ..codecs import codec_for
 from ..fast import release
+from ._bench_chunks import chunk_times, step_names
 from ._bench_clip import Clip, autoencoder, latents, pictures
+from ._bench_energy import consumed, counter_of, idle_watts
 from ._bench_found import Benchmark, Settings, Size, Timing, named
 from ._bench_loops import (
     ALONE,
@@ -41,9 +43,10 @@ from ._bench_loops import (
     streamed,
     synchronous,
 )
-from ._bench_machine import clocks, facts, filesystem
+from ._bench_machine import card_names, clocks, facts, filesystem
 from ._bench_memory import peaks
 from ._bench_samples import alternate
+from ._steps import kind_of
 
 #: Called with what is being measured, how many runs of it are done, and how many it has.
 Report = Callable[[str, int, int], None]
@@ -121,15 +124,55 @@ class _Run:
         self.found.paths = self._timed("paths", clip, ways, rows)
         self.found.facts["frames equal vae.decode's, byte for byte"] = _equal(clip)
 
+    def chunks(self) -> None:
+        """First and steady chunks, by every step, on the device alone."""
+        clip = self._clip(self.settings.size, self.settings.chunk_latents, real=False)
+        rounds, done = self.settings.rounds, 0
+        total = (rounds + 1) * len(step_names(clip))
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            self.progress("chunks", done, total)
+
+        self.found.chunks = clip.backend.run(lambda: chunk_times(clip, rounds, tick)).result()
+
+    def energy(self) -> None:
+        """Joules a frame, by every way into nothing, one after another."""
+        said = self.settings
+        on_card = said.device.type == "cuda"
+        counter = counter_of(card_names(said.device)) if on_card else "the device is no NVIDIA card"
+        if isinstance(counter, str):
+            self._note(f"no joules a frame: {counter}")
+            return
+        clip = self._clip(said.size, said.latents, real=False)
+        self.found.facts["energy's pictures"] = named(said.size)
+        ways = self._ways(clip, every=True)
+        self.progress("energy", 0, 1 + len(ways))
+        # Ways that have run already keep nothing on the device busy.
+        idle = idle_watts(counter, min(2.0, said.energy_seconds))
+        frames = clip.codec.frames(clip.steps) or 0
+        for done, (way, call) in enumerate(ways.items(), 1):
+            if self._fits(way, call, lambda: None):
+                run = functools.partial(call, "nothing")
+                row = consumed(
+                    way, run, counter, frames=frames, idle=idle, seconds=said.energy_seconds
+                )
+                self.found.energy += (row,)
+            self.progress("energy", 1 + done, 1 + len(ways))
+
     def memory(self) -> None:
         """Over length."""
         said = self.settings
         self.progress("memory", 0, 1)
+        if not self._steps:
+            self._find_steps(self._clip(said.length_size, said.lengths[0], real=False))
+        ways = (PEOPLE, EXACT, FAST) if self._has_fast else (PEOPLE, EXACT)
         release()
         if said.device.type == "cuda":
             torch.cuda.empty_cache()
         self.found.memory = peaks(
-            said.source, said.device, said.dtype, said.length_size, said.lengths
+            said.source, said.device, said.dtype, said.length_size, said.lengths, ways=ways
         )
         self.found.facts["memory's pictures"] = named(said.length_size)
         self.progress("memory", 1, 1)
@@ -170,23 +213,31 @@ class _Run:
             )
         ways[EXACT] = lambda into: self._streamed(clip, into, "exact")
         if not self._steps:
-            for mode in ("exact", "fast"):
-                self._streamed(clip, "nothing", mode)
-            self.found.facts["steps"] = dict(self._steps)
-        if every and _kind(self._steps["exact"]) == "graph":
+            self._find_steps(clip)
+        if every and kind_of(self._steps["exact"]) == "graph":
             ways[EAGER] = lambda into: _eagerly(clip, into)
-        if _kind(self._steps["fast"]) == _kind(self._steps["exact"]):
-            self._note(f"no fast mode apart from the exact one here: {self._steps['fast']}")
-        else:
+        if self._has_fast:
             ways[FAST] = lambda into: self._streamed(clip, into, "fast")
+        else:
+            self._note(f"no fast mode apart from the exact one here: {self._steps['fast']}")
         return ways
+
+    @property
+    def _has_fast(self) -> bool:
+        """Whether fast mode decodes by another step than exact mode, once steps are known."""
+        return kind_of(self._steps["fast"]) != kind_of(self._steps["exact"])
+
+    def _find_steps(self, clip: Clip) -> None:
+        for mode in get_args(Mode):
+            self._streamed(clip, "nothing", mode)
+        self.found.facts["steps"] = dict(self._steps)
 
     def _streamed(self, clip: Clip, into: Into, mode: Mode) -> float:
         """One stream; how it decoded its chunks is what it says at its end."""
 
         async def run() -> None:
             step = (await stream(clip, into, mode)).step
-            if _kind(step) != _kind(self._steps.setdefault(mode, step)):
+            if kind_of(step) != kind_of(self._steps.setdefault(mode, step)):
                 self._note(f"{mode} mode was {step} with latents {tuple(clip.z.shape)}")
 
         return streamed(clip, run)
@@ -238,11 +289,6 @@ class _Run:
 def _eagerly(clip: Clip, into: Into) -> float:
     with eager():
         return streamed(clip, lambda: stream(clip, into))
-
-
-def _kind(step: str) -> str:
-    """The step without what is said of it."""
-    return step.partition(";")[0].partition(" (")[0]
 
 
 def _equal(clip: Clip) -> bool:

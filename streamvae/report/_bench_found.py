@@ -8,11 +8,13 @@ from typing import Literal, get_args
 
 import torch
 
+from ._bench_chunks import ChunkTime
+from ._bench_energy import Energy
 from ._bench_loops import Into
 from ._bench_memory import Peak
 from ._bench_samples import Samples
 
-Part = Literal["paths", "memory", "sizes"]
+Part = Literal["paths", "chunks", "energy", "memory", "sizes"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 #: Height and width.
@@ -27,10 +29,12 @@ class Settings:
         source: None for the embedded VAE, `RANDOM_WAN`, or a folder or hub id.
         device: Where to decode.
         dtype: Of the weights; None for the source's usual one.
-        parts: Which of the three.
+        parts: Which of the five.
         rounds: Samples of every time.
-        size: Of the pictures of ``paths``.
-        latents: Of the clip of ``paths``.
+        size: Of the pictures of ``paths``, ``chunks`` and ``energy``.
+        latents: Of the clip of ``paths`` and ``energy``.
+        chunk_latents: Of the clip of ``chunks``: more than two.
+        energy_seconds: How long at least each way decodes in ``energy``.
         length_size: Of the pictures of ``memory``.
         lengths: Latents of the clips of ``memory``, ascending.
         sizes: Of the pictures of ``sizes``, ascending.
@@ -44,6 +48,8 @@ class Settings:
     rounds: int = 5
     size: Size = (128, 224)
     latents: int = 3
+    chunk_latents: int = 6
+    energy_seconds: float = 5.0
     length_size: Size = (64, 112)
     lengths: tuple[int, ...] = (9, 41, 169)
     sizes: tuple[Size, ...] = ((64, 112), (128, 224), (192, 336))
@@ -66,6 +72,8 @@ class Settings:
                 rounds=1,
                 size=tiny,
                 latents=3,
+                chunk_latents=3,
+                energy_seconds=0.1,
                 length_size=tiny,
                 lengths=(3, 6),
                 sizes=(tiny, (64, 96)),
@@ -112,6 +120,8 @@ class Benchmark:
         facts: Versions, machine, command, date, clocks, and what was decoded.
         notes: What is to be known of the rows, or of those that are not there.
         paths: Every way into nothing, a raw file and MP4; empty while not measured.
+        chunks: First and steady chunks on the device alone, by every step.
+        energy: What a card takes, by every way into nothing; empty where nothing counts that.
         memory: Over length.
         sizes: Some ways into a raw file, over sizes.
     """
@@ -119,6 +129,8 @@ class Benchmark:
     facts: dict[str, object]
     notes: list[str] = field(default_factory=list)
     paths: tuple[Timing, ...] = ()
+    chunks: tuple[ChunkTime, ...] = ()
+    energy: tuple[Energy, ...] = ()
     memory: tuple[Peak, ...] = ()
     sizes: tuple[Timing, ...] = ()
 
@@ -128,6 +140,8 @@ class Benchmark:
             **self.facts,
             "notes": self.notes,
             "paths": [_json(row) for row in self.paths],
+            "chunks": [row.as_json() for row in self.chunks],
+            "energy": [row.as_json() for row in self.energy],
             "memory": [asdict(row) for row in self.memory],
             "sizes": [_json(row) for row in self.sizes],
         }

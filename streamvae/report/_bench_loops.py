@@ -19,7 +19,7 @@ from .._chunks import StreamInfo
 from .._options import Mode
 from .._recipe import Recipe
 from .._stream import stream_decode
-from ..abc import Rendered, Sink
+from ..abc import Codec, Rendered, Sink
 from ..fast import launched
 from ..sinks import RawFile, VideoFile
 from ._bench_clip import Clip
@@ -32,6 +32,8 @@ Into = Literal["nothing", "raw", "mp4"]
 ALONE, PEOPLE, LOOP = "the device alone", "what people do", "synchronous chunk loop"
 FASTVAE, EXACT, EAGER = "fastvae", "streamvae, exact", "streamvae, exact, eager"
 FAST = "streamvae, fast"
+#: Chunk by chunk, kernel by kernel: what `PEOPLE` decode with.
+OWN = "the autoencoder's own decoder"
 
 #: Set to 0, it keeps streams from launching chunks as CUDA graphs.
 GRAPHS = "STREAMVAE_GRAPHS"
@@ -59,14 +61,17 @@ def streamed(clip: Clip, make: Callable[[], Awaitable[object]]) -> float:
     return timed(clip, lambda: clip.runner.run(run()))
 
 
-def rendered(clip: Clip, *, graphs: bool = False) -> Generator[Rendered, None, None]:
+def rendered(
+    clip: Clip, codec: Codec | None = None, *, graphs: bool = False
+) -> Generator[Rendered, None, None]:
     """Each chunk's pixels on the device, decoded as streams decode them, one after another.
 
     Args:
         clip: What to decode; on the launch thread.
+        codec: What to decode it with; None for the clip's.
         graphs: Whether chunks are launched as streams launch them, as graphs where that can be.
     """
-    codec = clip.codec
+    codec = codec or clip.codec
     if graphs:
         codec = launched(codec, getattr(clip.backend, "graphs", None)).codec
     recipe = Recipe(codec, codec.decoder(), "uint8")

@@ -25,6 +25,8 @@ PACKAGES = (
     "aiofiles",
     "av",
     "accelerate",
+    "nvidia-ml-py",
+    "cuda-bindings",
 )
 #: What nvidia-smi is asked for.
 CLOCKS = (
@@ -60,7 +62,7 @@ def clocks(device: torch.device) -> dict[str, str] | None:
     program = shutil.which("nvidia-smi")
     if device.type != "cuda" or program is None:
         return None
-    for name in _names(device):
+    for name in card_names(device):
         command = [program, f"--query-gpu={CLOCKS}", "--format=csv,noheader", f"--id={name}"]
         try:
             done = subprocess.run(  # noqa: S603  # found on PATH, with arguments of our own
@@ -94,8 +96,8 @@ def _command() -> str:
     return shlex.join(["python", *sys.argv])
 
 
-def _names(device: torch.device) -> list[str]:
-    """What nvidia-smi may know a device by: it counts those too that are hidden from CUDA."""
+def card_names(device: torch.device) -> list[str]:
+    """What NVML may know a CUDA device by: it counts those too that are hidden from CUDA."""
     index = torch.empty(0, device=device).device.index
     uuid = getattr(torch.cuda.get_device_properties(index), "uuid", None)
     return [str(index)] if uuid is None else [f"GPU-{uuid}", str(index)]

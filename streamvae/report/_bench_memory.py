@@ -17,7 +17,7 @@ import torch
 from ..codecs import codec_for
 from ..fast import release
 from ._bench_clip import Clip, autoencoder, latents
-from ._bench_loops import EXACT, PEOPLE, people, stream, streamed, timed
+from ._bench_loops import EXACT, FAST, PEOPLE, people, stream, streamed, timed
 from ._memory import PeakMemory, told_by
 
 
@@ -48,6 +48,8 @@ def peaks(
     dtype: torch.dtype | None,
     size: tuple[int, int],
     lengths: tuple[int, ...],
+    *,
+    ways: tuple[str, ...] = (PEOPLE, EXACT),
 ) -> tuple[Peak, ...]:
     """Measure each way at each length.
 
@@ -59,11 +61,11 @@ def peaks(
         dtype: Of the weights.
         size: Height and width of the pictures.
         lengths: Latents, ascending.
+        ways: As for `measured`.
 
     Raises:
         StreamVAEError: A process failed.
     """
-    ways = (PEOPLE, EXACT)
     told: list[dict[str, object]] = []
     for group in [ways] if device.type == "cuda" else [(way,) for way in ways]:
         asked = {
@@ -89,7 +91,7 @@ def measured(
         vae: What decodes.
         size: Height and width of the pictures.
         lengths: Latents, ascending.
-        ways: `PEOPLE`, `EXACT` or both.
+        ways: `PEOPLE`, `EXACT`, `FAST`, or some of them.
     """
     with tempfile.TemporaryDirectory() as scratch, asyncio.Runner() as runner:
         for way in ways:
@@ -134,7 +136,11 @@ def _exact(clip: Clip) -> None:
     streamed(clip, lambda: stream(clip, "nothing"))
 
 
-_WAYS: dict[str, Callable[[Clip], None]] = {PEOPLE: _people, EXACT: _exact}
+def _fast(clip: Clip) -> None:
+    streamed(clip, lambda: stream(clip, "nothing", "fast"))
+
+
+_WAYS: dict[str, Callable[[Clip], None]] = {PEOPLE: _people, EXACT: _exact, FAST: _fast}
 
 
 def _main(said: str) -> None:

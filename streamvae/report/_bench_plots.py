@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from .._errors import MissingDependencyError
 from ._bench_found import Benchmark, named
-from ._bench_loops import ALONE, EAGER, EXACT, FAST, FASTVAE, LOOP, PEOPLE
+from ._bench_loops import ALONE, EAGER, EXACT, FAST, FASTVAE, LOOP, OWN, PEOPLE
+from ._steps import kind_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +24,7 @@ _COLOURS = {
     EXACT: "#0072b2",
     EAGER: "#56b4e9",
     FAST: "#009e73",
+    OWN: "#d55e00",
 }
 
 
@@ -37,7 +39,7 @@ def expect_matplotlib() -> None:
 
 
 def draw(found: Benchmark, folder: Path) -> list[Path]:
-    """Draw ``paths.png``, ``memory.png`` and ``sizes.png``, those whose part was measured.
+    """Draw a picture of each part that was measured: ``paths.png``, ``chunks.png``, ...
 
     Args:
         found: What was measured.
@@ -51,7 +53,13 @@ def draw(found: Benchmark, folder: Path) -> list[Path]:
     """
     expect_matplotlib()
     folder.mkdir(parents=True, exist_ok=True)
-    made = {"paths": _paths, "memory": _memory, "sizes": _sizes}
+    made = {
+        "paths": _paths,
+        "chunks": _chunks,
+        "energy": _energy,
+        "memory": _memory,
+        "sizes": _sizes,
+    }
     written = []
     for name, make in made.items():
         if getattr(found, name):
@@ -99,6 +107,40 @@ def _paths(found: Benchmark) -> Figure:
         axes.set_yticks(range(len(here)), [row.way for row in reversed(here)], fontsize=8)
         axes.set_xlim(0, most * 1.12)
     return figure
+
+
+def _chunks(found: Benchmark) -> Figure:
+    """Bars: milliseconds of a first and of a steady chunk, a panel each."""
+    figure, panels = _figure(found, "Milliseconds of a chunk, on the device alone: medians", 2)
+    for kind, axes in zip(("first", "steady"), panels, strict=True):
+        spans = {row: getattr(row, kind) for row in reversed(found.chunks)}
+        here = {row: took.median * 1000 for row, took in spans.items() if took is not None}
+        axes.set_title(f"{kind} chunk", loc="left", fontsize=9)
+        labels = [f"{row.way} ({kind_of(row.step)})" for row in here]
+        _bars(axes, labels, list(here.values()), [_COLOURS[row.way] for row in here])
+    return figure
+
+
+def _energy(found: Benchmark) -> Figure:
+    """Bars: joules a frame, what the card takes when idle among that."""
+    rows = found.energy[::-1]
+    size = found.facts["energy's pictures"]
+    title = f"Joules a frame, {size}, into nothing"
+    figure, (axes,) = _figure(found, title)
+    labels = [row.way for row in rows]
+    _bars(axes, labels, [row.joules_per_frame for row in rows], [_COLOURS[row.way] for row in rows])
+    idle = [row.joules_per_frame - row.joules_above_idle_per_frame for row in rows]
+    axes.barh(range(len(rows)), idle, color="#00000030", label="of it idle")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _bars(axes: Axes, labels: list[str], values: list[float], colours: list[str]) -> None:
+    axes.barh(range(len(values)), values, color=colours)
+    for place, value in enumerate(values):
+        axes.text(value, place, f" {value:.3g}", va="center", fontsize=8)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.set_xlim(0, max(values, default=1.0) * 1.12)
 
 
 def _memory(found: Benchmark) -> Figure:

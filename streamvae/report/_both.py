@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -11,7 +10,6 @@ from typing import cast
 import numpy as np
 import torch
 from anyio.from_thread import start_blocking_portal
-from torch import nn
 
 from .._chunks import DeviceFrames, HostChunk
 from .._errors import FrameCountError
@@ -21,7 +19,11 @@ from .._stream import FrameStream, stream_decode
 from ..abc import Codec
 from ..codecs import ModuleCodec
 from ._compare import TOLERANCES, WIDE_TOLERANCE, difference, equal_share, peak, sha256
+from ._errors import Frames, measure_errors
+from ._precision import Precision
+from ._steps import kind_of
 from ._verification import Verdict, Verification
+from ._wider import copied, obstacle
 
 #: From latents on the device, in the dtype of the weights, to (B, C, T, H, W), (B, C, H, W) or
 #: (B, C, S): what a stream is compared with.
@@ -68,12 +70,20 @@ class Noise:
 
 
 @dataclass(frozen=True, slots=True)
-class _Way:
-    """What came one way: the decoder's values, and uint8 pixels (sound: the values again)."""
+class _Streamed:
+    """What a stream gave, all of it on the host.
 
-    values: torch.Tensor
-    bytes: torch.Tensor
-    note: str | None = None
+    Attributes:
+        data: Channels last.
+        step: How it decoded its chunks.
+        said: What the user should know of it.
+        note: What is wrong about how many frames came.
+    """
+
+    data: torch.Tensor
+    step: str
+    said: tuple[str, ...]
+    note: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,23 +98,25 @@ class Both:
     normalized: bool
     noise: Noise
     progress: Progress = False
+    reference_device: torch.device | None = None
 
     def compared(self) -> Verification:
         """Decode both ways and look."""
-        codec, streamed, own = self.codec, self.streamed(), self.whole()
+        codec, stream = self.codec, self.stream("float32", progress=self.progress)
+        own = self.whole()
+        sound = codec.kind == "sound"
+        streamed = Frames(stream.data, stream.data if sound else self.stream("uint8").data)
         found = difference(streamed.values, own.values)
-        share = TOLERANCES.get(codec.dtype, TOLERANCES[torch.float32])
-        tolerance = share * peak(own.values)
-        notes = [streamed.note] if streamed.note else []
+        tolerance = TOLERANCES.get(codec.dtype, TOLERANCES[torch.float32]) * peak(own.values)
+        notes = self.notes_of(stream)
+        precision = self.precision(streamed, own, notes)
         verdict: Verdict = "equal" if found == 0 else "different"
         wide = None
-        if 0 < found <= tolerance:
-            verdict = "within rounding"
-            wide = self.in_double(own.values.numel())
-            if wide is None:
-                notes.append("not decoded in float64 too: judged by the tolerance alone")
-            elif not wide[0] <= wide[1]:
-                verdict = "different"
+        if found > 0 and precision is not None and precision.accepted:
+            verdict = "accepted"
+        elif 0 < found <= tolerance:
+            wide = self.in_double(own.values.numel(), stream.step, notes)
+            verdict = "within rounding" if wide is None or wide[0] <= wide[1] else "different"
         axis = 0 if codec.kind == "image" else 1
         return Verification(
             verdict=verdict,
@@ -114,11 +126,14 @@ class Both:
             device=str(codec.device),
             latents_shape=tuple(self.latents.shape),
             latents_from="given",
+            mode=self.mode,
+            step=stream.step,
             exactness=codec.exactness,
             difference=found,
             tolerance=tolerance,
             wide=None if wide is None else wide[0],
             wide_tolerance=None if wide is None else wide[1],
+            precision=precision,
             equal_bytes=equal_share(streamed.bytes, own.bytes),
             frames=streamed.values.shape[axis],
             whole_frames=own.values.shape[axis],
@@ -127,16 +142,38 @@ class Both:
             notes=tuple(notes),
         )
 
-    def streamed(self) -> _Way:
-        """As a stream: once for the values, once for the bytes."""
-        values, note = self.stream("float32", progress=self.progress)
-        sound = self.codec.kind == "sound"
-        return _Way(values, values if sound else self.stream("uint8")[0], note)
+    def notes_of(self, stream: _Streamed) -> list[str]:
+        """What is wrong about its frames, and in fast mode what it says of its step."""
+        notes = [stream.note] if stream.note else []
+        if self.mode == "fast":
+            known = self.codec.notes(tuple(self.latents.shape))
+            notes += [said for said in stream.said if said not in known]
+        return notes
 
-    def stream(
-        self, output: Output, *, progress: Progress = False
-    ) -> tuple[torch.Tensor, str | None]:
-        """All that a stream gives, on the host; and what is wrong about how much it is."""
+    def precision(self, streamed: Frames, own: Frames, notes: list[str]) -> Precision | None:
+        """The errors of both in fast mode; where there are none, a note of why."""
+        if self.mode != "fast":
+            return None
+        if streamed.values.shape != own.values.shape:
+            found: Precision | str = "there is another number of frames"
+        elif self.reference is not None:
+            found = "only the autoencoder's own decode has a wider dtype"
+        else:
+            found = measure_errors(
+                self.codec,
+                self.prepared(),
+                (streamed, own),
+                device=self.reference_device,
+                begin=self.noise.restart,
+                values=_AFFORDABLE,
+            )
+        if isinstance(found, Precision):
+            return found
+        notes.append(f"no errors were measured: {found}")
+        return None
+
+    def stream(self, output: Output, *, progress: Progress = False) -> _Streamed:
+        """All that a stream gives."""
         self.noise.restart()
         stream = stream_decode(
             self.latents,
@@ -152,61 +189,49 @@ class Both:
         axis = 0 if self.codec.kind == "image" else 1
         parts = [chunk.data for chunk in chunks]
         if output == "device":
-            return torch.cat([torch.as_tensor(part) for part in parts], axis).cpu(), note
-        return torch.from_numpy(np.concatenate([np.asarray(part) for part in parts], axis)), note
+            data = torch.cat([torch.as_tensor(part) for part in parts], axis).cpu()
+        else:
+            data = torch.from_numpy(np.concatenate([np.asarray(part) for part in parts], axis))
+        return _Streamed(data, stream.info.step, stream.info.notes, note)
 
-    def whole(self) -> _Way:
+    def whole(self) -> Frames:
         """By the autoencoder itself."""
         decoded, kind = self.decoded(), self.codec.kind
         values = render(decoded, kind, "float32").cpu()
-        return _Way(values, values if kind == "sound" else render(decoded, kind, "uint8").cpu())
+        return Frames(values, values if kind == "sound" else render(decoded, kind, "uint8").cpu())
+
+    def prepared(self) -> torch.Tensor:
+        """The latents as the decoder gets them."""
+        latents = self.latents.to(self.codec.device, self.codec.dtype)
+        return self.codec.denormalize(latents) if self.normalized else latents
 
     def decoded(self) -> torch.Tensor:
         """What the autoencoder itself gives, where it is."""
-        codec = self.codec
-        latents = self.latents.to(codec.device, codec.dtype)
-        if self.normalized:
-            latents = codec.denormalize(latents)
-        decode = self.reference or cast("ModuleCodec", codec).whole
+        latents = self.prepared()
+        decode = self.reference or cast("ModuleCodec", self.codec).whole
         self.noise.restart()
         return decode(latents)
 
-    def in_double(self, values: int) -> tuple[float, float] | None:
+    def in_double(self, values: int, step: str, notes: list[str]) -> tuple[float, float] | None:
         """The difference, and what of it may be rounding, when both ways decode in float64.
 
-        None if there are too many values, or the weights cannot be copied and cast.
+        None, and a note, if there are too many values, the weights cannot be copied and cast, or
+        float64 is decoded by another step.
         """
-        codec = self.codec
-        if self.reference is not None or not isinstance(codec, ModuleCodec):
-            return None
-        if values > _AFFORDABLE or not _castable(codec):
-            return None
-        twin = codec._maker()(_copied(codec.module).double())
-        both = replace(self, codec=twin, latents=self.latents.double(), progress=False)
-        streamed, _ = both.stream("device")
-        own = render(both.decoded(), codec.kind, "device").cpu()
-        return difference(streamed, own), WIDE_TOLERANCE * peak(own)
-
-
-def _castable(codec: ModuleCodec) -> bool:
-    """Whether a copy of the weights in float64 decodes as they do, and on this device at all."""
-    module = codec.module
-    # Weights that are elsewhere, hooks, and methods bound to the original do not survive a copy.
-    hooks = {"_hf_hook", "_diffusers_hook"}
-    hooked = any(hooks & vars(part).keys() for part in module.modules())
-    own = "decode" in vars(module)
-    return codec.device.type in {"cpu", "cuda"} and not hooked and not own
-
-
-def _copied(module: nn.Module) -> nn.Module:
-    """A deep copy, also of what torch has computed from weights (``weight_norm``)."""
-    tensors = [
-        value
-        for part in module.modules()
-        for value in vars(part).values()
-        if isinstance(value, torch.Tensor)
-    ]
-    return copy.deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in tensors})
+        codec, found = self.codec, None
+        affordable = self.reference is None and values <= _AFFORDABLE and not obstacle(codec)
+        if affordable:
+            twin = cast("ModuleCodec", codec)._maker()(
+                copied(cast("ModuleCodec", codec).module).double()
+            )
+            both = replace(self, codec=twin, latents=self.latents.double(), progress=False)
+            streamed = both.stream("device")
+            if kind_of(streamed.step) == kind_of(step):
+                own = render(both.decoded(), codec.kind, "device").cpu()
+                found = difference(streamed.data, own), WIDE_TOLERANCE * peak(own)
+        if found is None:
+            notes.append("not decoded in float64 too: judged by the tolerance alone")
+        return found
 
 
 async def _gathered(stream: FrameStream) -> tuple[list[HostChunk | DeviceFrames], str | None]:

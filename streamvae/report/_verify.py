@@ -15,7 +15,7 @@ from .._errors import LatentsError, UsageError
 from .._options import Mode, Progress, device_of
 from .._source import resolve
 from ..abc import Codec
-from ..backends import mark
+from ..backends import for_device, mark
 from ..codecs import ModuleCodec
 from ..latents import LatentSource, is_pipeline, open_latents, whole
 from ._both import Both, Noise, Reference
@@ -37,6 +37,7 @@ def verify(
     device: str | int | torch.device | None = None,
     seed: int = 0,
     reference: Reference | None = None,
+    reference_device: str | int | torch.device | None = None,
     progress: Progress = False,
 ) -> Verification:
     """Decode latents as a stream and as the autoencoder itself does; compare every value.
@@ -45,6 +46,11 @@ def verify(
     ``vae.decode`` of all latents (Stable Video Diffusion: of as many frames as its pipeline
     decodes together; pictures: of each item). Where they are not equal both are tried in float64
     too, in which rounding nearly vanishes, unless the latents are too large for that.
+
+    In fast mode both are held against a third way besides: an exact stream of a copy of the weights
+    in float32 (of float32 weights in float64), chunk by chunk, without TF32, which is off in the
+    whole process meanwhile. The stream is accepted if its error is not more than 1.02 of that of
+    the autoencoder's own decode.
 
     Noise that a decoder draws starts from the same state both times: torch's global generators are
     seeded for each and put back afterwards, and so are generators in ``call``.
@@ -63,6 +69,8 @@ def verify(
         reference: What to compare with instead of ``vae.decode``: gets the latents on the device,
             in the dtype of the weights, and returns what the decoder of the codec would, as a
             whole. A `Codec` that is made of no autoencoder needs it.
+        reference_device: Where the copy in a wider dtype decodes, in fast mode: it takes twice the
+            memory. None for where the weights are.
         progress: As for `streamvae.stream_decode`, for the first of the streams.
 
     Raises:
@@ -72,6 +80,9 @@ def verify(
         NonFiniteError: The latents or the frames hold NaN or infinity.
     """
     opened = None if latents is None else _opened(latents)
+    aside = device_of(reference_device)
+    if aside is not None:
+        for_device(aside)  # seen to work
     codec = _codec(source, device_of(device), call or {})
     if reference is None and not isinstance(codec, ModuleCodec):
         raise UsageError(
@@ -96,6 +107,7 @@ def verify(
         normalized=normalized and opened is not None,
         noise=noise,
         progress=progress,
+        reference_device=aside,
     )
     with torch.no_grad(), noise.kept(codec.device):
         result = both.compared()

@@ -53,7 +53,7 @@ def test_equal_is_0(invoke: Invoke) -> None:
 
 def test_the_exit_code_says_the_verdict(invoke: Invoke) -> None:
     """Each verdict has an exit code of its own, which the first line explains."""
-    assert VERDICTS == {"equal": 0, "within rounding": 3, "different": 1}
+    assert VERDICTS == {"equal": 0, "accepted": 0, "within rounding": 3, "different": 1}
     for make in (mochi, ltx_091):
         make().save_pretrained("other")
         result = invoke("other")
@@ -67,6 +67,17 @@ def test_the_embedded_one_by_default(source: tuple[str, ...], invoke: Invoke) ->
     result = invoke(*source, "--seed", 3)
     assert result.exit_code == 0, result.output
     assert "(noise, seed 3)" in result.stdout
+
+
+def test_fast_mode_prints_its_errors(invoke: Invoke) -> None:
+    """With ``--mode fast`` errors against float32 are printed, and a ratio."""
+    args = ("vae", "z.safetensors", "--mode", "fast", "--dtype", "bfloat16")
+    result = invoke(*args, "--reference-device", "cpu")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "\nfast mode: " in result.stdout
+    assert "\nerror against float32 on cpu: " in result.stdout
+    assert "(accepted: at most 1.02 is)\n" in result.stdout
+    assert "\nratio over 3 chunks: " in result.stdout
 
 
 def test_quiet_leaves_the_exit_code(invoke: Invoke) -> None:
@@ -90,6 +101,7 @@ BAD = {
     "no such vae": (("./not/there",), "./not/there"),
     "latents of another vae": (("vae", "wide.safetensors"), "C = 4"),
     "inexact chunks": (("vae", "z.safetensors", "--latents-per-chunk", "2"), "mode='fast'"),
+    "no such device": (("vae", "--mode", "fast", "--reference-device", "nowhere"), "'nowhere'"),
     "unknown mode": (("vae", "--mode", "quick"), "--mode"),
 }
 

@@ -90,9 +90,10 @@ async def test_families_that_want_all_latents_at_once(make: Callable[[], torch.n
     """All latents are brought before the first launch, without a wait; frames equal decode's."""
     vae = make().to(card.DEVICE, torch.float32)
     z = card.latents(vae, 5)
-    await stream_decode(z.cpu(), vae).collect()
+    host = z.cpu()
+    await stream_decode(host, vae).collect()
     with no_waits():
-        frames = await stream_decode(z.cpu(), vae, output="float32").collect()
+        frames = await stream_decode(host, vae, output="float32").collect()
     assert card.equal(frames, card.whole(vae, z, "float32"))
 
 

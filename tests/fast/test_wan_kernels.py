@@ -268,3 +268,28 @@ def test_cubins_are_of_their_sources() -> None:
     """What is shipped was compiled from the sources beside it, for decoders as released."""
     assert stale() == []
     assert len(json.loads(MANIFEST.read_text())["cubins"]) == len(SHIPPED)
+
+
+def test_prepared_calls() -> None:
+    """A layer that is called again, with other frames, sizes, sums or residuals, is right again."""
+    weight, bias = noise(96, 96, 3, 3, 3).bfloat16() / 30, noise(96).bfloat16()
+    gamma = noise(96, seed=1)
+    mine = CudaKernels(CPU, EmulatedDriver(SHIPPED)).convolution(Kind.PLAIN, weight, bias)
+    right = ReferenceKernels().convolution(Kind.PLAIN, weight, bias)
+    calls = [
+        (size, slots, residual)
+        for residual in (False, True)
+        for size in ((3, 5), (9, 17))
+        for slots in ((2,), (0,), (1,))
+    ]
+    for size, slots, residual in calls:
+        memory, added = noise(3, *size, 96).bfloat16(), noise(1, *size, 96).bfloat16()
+        given, expected = (torch.zeros(3, *size, 96, dtype=torch.bfloat16) for _ in range(2))
+        for layer, written in ((mine, given), (right, expected)):
+            layer(
+                Frames(memory, slots),
+                activation=Activation(gamma, Frames(written, slots)),
+                residual=added if residual else None,
+            )
+        assert float((given.float() - expected.float()).abs().max()) <= 2**-6
+        assert given[slots[0]].any()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -15,14 +17,19 @@ from torch.nn.utils import parametrizations
 from streamvae import ClosedError, UsageError, collect
 from streamvae.abc import Codec
 from streamvae.codecs import codec_for
+from streamvae.fast import release
 from streamvae.fast._wan import StepCodec, step_codec
+from streamvae.fast._wan.cuda_kernels import CudaKernels
+from streamvae.fast._wan.freshness import Look
 from streamvae.fast._wan.network import build
 from streamvae.fast._wan.pools import HISTORY, CausalInput, FramePool
 from streamvae.fast._wan.reference import ReferenceKernels
 from streamvae.fast._wan.step import ChunkDecoder, Histories
 from tests import tiny
 from tests.codecs.walk import begun, noise, walk, whole
-from tests.fast.wan import CPU, TOLERANCE, close, over, wan
+from tests.fast.emulator import EmulatedDriver
+from tests.fast.wan import CPU, TOLERANCE, StrictKernels, close, over, wan
+from tools.build_kernels import shipped_options
 
 CUDA = torch.device("cuda")
 
@@ -83,6 +90,16 @@ def test_steps_of_many_latents(fused_channels: int, counts: tuple[int, ...]) -> 
             start += count
             check_slots(histories)
     assert close(torch.cat(parts).permute(3, 0, 1, 2)[None].clamp(-1, 1), whole(vae, latents))
+
+
+@pytest.mark.parametrize("make", [tiny.wan21, tiny.wan22])
+@pytest.mark.parametrize("count", [1, 3])
+def test_nothing_is_written_that_is_read(make: Callable[[], nn.Module], count: int) -> None:
+    """No launch writes a frame that it reads, whose blocks run in any order; clips neither."""
+    vae = make()
+    latents = noise(2, vae.config.z_dim, 4, 3, 2)
+    codec = StepCodec(vae, AutoencoderKLWan, kernels=StrictKernels())
+    assert close(walk(codec, latents, count, "fast"), whole(vae, latents))
 
 
 def check_slots(histories: Histories) -> None:
@@ -320,7 +337,7 @@ def test_weights_written_through_data() -> None:
     """Weights written where torch counts no writes (EMA, LoRA) are read again too."""
     vae = tiny.wan21()
     latents = noise(1, 4, 3, 3, 2)
-    kernels = ReferenceKernels()
+    kernels = ReferenceKernels(torch.float64)  # has copies of them
 
     def decoded() -> torch.Tensor:
         codec = StepCodec(vae, AutoencoderKLWan, kernels=kernels)
@@ -379,3 +396,16 @@ def test_plan() -> None:
         assert 0 <= flag <= 4096  # of the last chunk, and norms' gammas
     vae.enable_tiling(32, 32, 24, 24)
     assert (over(vae).plan((1, 4, 2, 5, 7), None, "fast").state_bytes or 0) > held
+
+
+def test_release() -> None:
+    """Packed weights are let go of when they are released, and packed again by the next stream."""
+    vae = tiny.wan21()
+    kernels = CudaKernels(CPU, EmulatedDriver(shipped_options()))
+    codec = StepCodec(vae, AutoencoderKLWan, kernels=kernels)
+    held = weakref.ref(codec.rebuilt(CPU, Look(CPU)).network.conv_in.launch)
+    assert release() >= kernels.packed_bytes > 0
+    gc.collect()
+    assert held() is None
+    assert codec.latest(CPU) is None
+    assert codec.rebuilt(CPU, Look(CPU)) is codec.latest(CPU)

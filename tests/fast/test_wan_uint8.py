@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from streamvae import NonFiniteError, collect
-from streamvae._pixels import quantise
+from streamvae._pixels import quantise, yuv420p
+from streamvae._recipe import Recipe
 from tests import tiny
 from tests.codecs.walk import noise
 from tests.fast.wan import over
@@ -58,3 +59,17 @@ def test_uint8_of_no_numbers(*, sliced: bool) -> None:
     vae.decoder.conv_out.bias.data[1] = float("nan")
     with pytest.raises(NonFiniteError):
         collect(noise(2, 4, 2, 3, 2), over(vae), mode="fast")
+
+
+def test_planes() -> None:
+    """Planes of 4:2:0 are those of the levels."""
+    vae = tiny.wan21()
+    latents = noise(1, 4, 1, 3, 2)
+    codec = over(vae)
+    recipe = Recipe(codec, codec.uint8_decoder(), "uint8", mode="fast", planes=True)
+    with torch.no_grad():
+        rendered = recipe.decode((latents,))
+    assert rendered is not None
+    levels = torch.as_tensor(collect(latents, over(vae), mode="fast"))
+    assert torch.equal(rendered.pixels.squeeze(-1), yuv420p(levels))
+    assert rendered.picture == (24, 16)

@@ -8,6 +8,9 @@ from torch import nn
 
 from streamvae.codecs import codec_for
 from streamvae.fast._wan import StepCodec, step_codec
+from streamvae.fast._wan.interface import Convolution
+from streamvae.fast._wan.options import Kind
+from streamvae.fast._wan.reference import ReferenceKernels
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -34,3 +37,22 @@ def close(given: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether frames are equal within rounding."""
     assert (given.shape, given.dtype) == (expected.shape, expected.dtype)
     return float((given - expected).abs().max()) <= TOLERANCE
+
+
+class StrictKernels(ReferenceKernels):
+    """The reference, which reads before it writes, as a card sees it: both at the same time."""
+
+    def convolution(self, kind: Kind, weight: torch.Tensor, bias: torch.Tensor) -> Convolution:
+        """A convolution that refuses to write frames which it reads."""
+        right = super().convolution(kind, weight, bias)
+
+        def strict(source, *, to=None, activation=None, residual=None):
+            for written in (to, activation and activation.to):
+                if written is not None and written.memory is source.memory:
+                    both = set(source.slots) & set(written.slots)
+                    assert not both, f"frames {both} are read and written at the same time"
+                if residual is not None and written is not None and written is not to:
+                    assert written.memory.data_ptr() != residual.data_ptr()
+            right(source, to=to, activation=activation, residual=residual)
+
+        return strict

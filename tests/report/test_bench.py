@@ -17,7 +17,9 @@ import torch
 from streamvae import UnknownSourceError, UsageError
 from streamvae.codecs import codec_for
 from streamvae.report._bench import bench
+from streamvae.report._bench_chunks import ChunkTime, chunk_times
 from streamvae.report._bench_clip import Clip, autoencoder, latents, pictures
+from streamvae.report._bench_energy import Energy
 from streamvae.report._bench_found import Benchmark, Settings, Timing
 from streamvae.report._bench_loops import (
     ALONE,
@@ -27,6 +29,7 @@ from streamvae.report._bench_loops import (
     FASTVAE,
     GRAPHS,
     LOOP,
+    OWN,
     PEOPLE,
     device_alone,
     eager,
@@ -171,6 +174,37 @@ def test_a_run_has_every_way_that_is_there() -> None:
     assert len(last["paths"][1]["seconds"]["samples"]) == 2
 
 
+def test_first_and_steady_chunks(clip: Clip) -> None:
+    """Each step that is another has its chunks timed, of which those after two are steady."""
+    clip.z = latents(clip.codec, (32, 48), 5)
+    done: list[None] = []
+    (own,) = clip.backend.run(lambda: chunk_times(clip, 2, lambda: done.append(None))).result()
+    assert (own.way, own.step) == (OWN, "eager")
+    assert own.first is not None
+    assert own.steady is not None
+    assert (len(own.first.values), len(own.steady.values)) == (2, 6)
+    assert min(own.first.values + own.steady.values) > 0
+    assert len(done) == 3
+    clip.z = clip.z[:, :, :2]
+    (short,) = clip.backend.run(lambda: chunk_times(clip, 1, lambda: None)).result()
+    assert (short.first is None, short.steady) == (False, None)
+
+
+def test_a_run_of_chunks_and_energy() -> None:
+    """Both are parts of a run; where there is no counter, a note says why there are no joules."""
+    told: list[tuple[str, int, int]] = []
+    found = bench(
+        replace(SMALL, parts=("chunks", "energy"), chunk_latents=3),
+        progress=lambda *said: told.append(said),
+    )
+    assert [row.way for row in found.chunks] == [OWN]
+    assert told[-1] == ("chunks", 3, 3)
+    assert found.energy == ()
+    assert "no joules a frame: the device is no NVIDIA card" in found.notes
+    said = found.as_json()
+    assert json.loads(json.dumps(said["chunks"]))[0]["steady"]["samples"]
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells")
 def test_memory_is_measured_in_a_process_of_its_own() -> None:
     """Each way and length has a row, and a longer clip in one piece takes more."""
@@ -253,6 +287,8 @@ def some() -> Benchmark:
         "dtype": "bfloat16",
         "gpu": "a card",
         "memory's pictures": "256x448",
+        "energy's pictures": "480x832",
+        "steps": {"exact": "graph", "fast": "fused kernels"},
         "frames equal vae.decode's, byte for byte": True,
     }
     return Benchmark(
@@ -261,6 +297,15 @@ def some() -> Benchmark:
         paths=(
             *(Timing(way, "nothing", size, 3, 9, took) for way in ways),
             Timing(PEOPLE, "mp4", size, 3, 9, None),
+        ),
+        chunks=(
+            ChunkTime(OWN, "eager", Samples((0.03,)), Samples((0.0914, 0.0923))),
+            ChunkTime(FAST, "fused kernels", Samples((0.004,)), Samples((0.02,))),
+            ChunkTime(FASTVAE, "fastvae 0.1.0", None, None),
+        ),
+        energy=(
+            Energy(PEOPLE, 3, 123, 5.0, 3450.0, 120.0),
+            Energy(FAST, 12, 492, 5.0, 3400.0, 120.0),
         ),
         memory=(
             *(Peak(PEOPLE, n, 4 * n - 3, n * 2**24, n * 2**23) for n in (9, 169)),
@@ -284,6 +329,12 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
         "144 MiB",
         "480x832",
         "[a note]",
+        "streamvae, fast: fused kernels",
+        "91.85",
+        "0.200",
+        "idle: 120 W",
+        "6.91",
+        "690",
     ):
         assert said in printed
     assert "\x1b" not in printed
@@ -295,9 +346,11 @@ def test_the_plots(tmp_path: Path) -> None:
     from PIL import Image
 
     paths = draw(some(), tmp_path / "new")
-    assert [path.name for path in paths] == ["paths.png", "memory.png", "sizes.png"]
+    assert [path.name for path in paths] == [
+        f"{part}.png" for part in ("paths", "chunks", "energy", "memory", "sizes")
+    ]
     for path in paths:
         with Image.open(path) as picture:
             assert len(np.unique(np.asarray(picture.convert("L")))) > 10
-    some_only = replace(some(), memory=(), sizes=())
+    some_only = replace(some(), chunks=(), energy=(), memory=(), sizes=())
     assert [path.name for path in draw(some_only, tmp_path)] == ["paths.png"]

@@ -154,7 +154,7 @@ def proving(vae: torch.nn.Module, array: npt.NDArray[np.float32]) -> None:
     """A verification is told what to decode with, and what to decode or nothing."""
     found = verify(vae)
     assert_type(found, Verification)
-    assert_type(found.verdict, Literal["equal", "within rounding", "different"])
+    assert_type(found.verdict, Literal["equal", "accepted", "within rounding", "different"])
     assert_type((found.difference, found.equal_bytes), tuple[float, float])
     assert_type((found.wide, found.wide_tolerance), tuple[float | None, float | None])
     assert_type(str(found), str)

@@ -5,6 +5,7 @@ same in torch, and the step over them. It may know codecs; only `streamvae.fast`
 """
 
 from .codec import StepCodec, step_codec
+from .networks import networks
 from .obstacles import STEP
 
-__all__ = ["STEP", "StepCodec", "step_codec"]
+__all__ = ["STEP", "StepCodec", "networks", "step_codec"]

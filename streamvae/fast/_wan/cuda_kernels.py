@@ -36,6 +36,7 @@ class CudaKernels:
 
     Attributes:
         max_blocks: Of a convolution; blocks stay and take several tiles.
+        packed_bytes: Of all weights that were packed so far.
 
     Raises:
         DriverError: cuda-bindings are missing or find no driver.
@@ -47,6 +48,7 @@ class CudaKernels:
         self.device = device
         self.driver = driver or Driver(device)
         self.max_blocks = self.driver.multiprocessors
+        self.packed_bytes = 0
         self._functions: dict[Options, Function] = {}
         self._loading = fork_safe_lock()
 
@@ -120,6 +122,7 @@ class _Packed:
         blocks = shape.channel_blocks // (4 if shape.kind is Kind.UPSAMPLE else 1)
         self.bias = torch.zeros(blocks * shape.block, device=bias.device)
         self.bias[: bias.shape[0]] = bias.detach()
+        kernels.packed_bytes += self.image.nbytes + self.bias.nbytes
         self._calls: dict[tuple[object, ...], _Call] = {}
 
     def launch(

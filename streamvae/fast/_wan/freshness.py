@@ -62,7 +62,7 @@ class Look:
 
 @functools.cache
 def _stream_of(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device, priority=-1)
+    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
 
 
 def _writes(weight: torch.Tensor) -> int:

@@ -32,11 +32,12 @@ LATENTS = 1
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """A decoder rebuilt, the kernels that launch it, and the weights it is of."""
+    """A decoder rebuilt, the kernels that launch it, the weights it is of, and images' bytes."""
 
     weights: Weights
     kernels: Kernels
     network: Network
+    nbytes: int = 0
 
 
 class _Networks:
@@ -77,10 +78,20 @@ class _Networks:
                 using = kernels if kernels is not None else self._cuda(device, decoder)
                 kept.pop(key, None)  # two sets of images need not fit
                 now = Weights.of(decoder)
-                built = kept[key] = Rebuilt(now, using, build(decoder, using))
+                before = getattr(using, "packed_bytes", 0)
+                network = build(decoder, using)
+                nbytes = getattr(using, "packed_bytes", 0) - before
+                built = kept[key] = Rebuilt(now, using, network, nbytes)
                 if device.type == "cuda":  # other streams may use the images
                     torch.cuda.current_stream(device).synchronize()
             return built
+
+    def release(self) -> int:
+        """Let go of all weights that were packed, and give their bytes; streams keep theirs."""
+        with self._lock:
+            dropped = [built for kept in self._built.values() for built in kept.values()]
+            self._built.clear()
+        return sum(built.nbytes for built in dropped)
 
     def load(self, device: torch.device, decoder: nn.Module) -> str:
         """Load and check the kernels that ``decoder`` needs; give why they cannot be used."""
@@ -98,7 +109,11 @@ class _Networks:
             raise found.with_traceback(None)
         try:
             kernels = found or CudaKernels(device)
-            every = options_of(decoder, LATENTS)
+            every = dict.fromkeys(
+                options
+                for pixels in (torch.bfloat16, torch.uint8)
+                for options in options_of(decoder, LATENTS, pixels)
+            )
             missing = [options for options in every if (device, options) not in self._checked]
             kernels.load(missing)
             check_all(kernels, missing)
