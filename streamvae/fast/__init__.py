@@ -28,15 +28,10 @@ from streamvae.codecs import (
 from ._fastvae import FusedWan, fused
 from ._graphed import EAGER, GraphedWalk, GraphLauncher, check_only_stream
 from ._obstacles import join_reasons
-<<<<<<< HEAD
 from ._portable import STEP as CHANNELS_LAST
 from ._portable import portable
-from ._slots import release
-from ._wan import STEP, StepCodec, step_codec
-=======
 from ._slots import release_slots
 from ._wan import STEP, StepCodec, networks, step_codec
->>>>>>> main
 
 __all__ = [
     "EAGER",
