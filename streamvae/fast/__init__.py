@@ -29,7 +29,7 @@ from ._fastvae import FusedWan, fused
 from ._graphed import EAGER, GraphedWalk, GraphLauncher, check_only_stream
 from ._obstacles import join_reasons
 from ._portable import STEP as CHANNELS_LAST
-from ._portable import portable
+from ._portable import portable, release_pictures
 from ._slots import release_slots
 from ._wan import STEP, StepCodec, networks, step_codec
 
@@ -80,7 +80,7 @@ def release() -> int:
         Bytes that torch's allocator has again; with the last graph of a device the memory between
         their kernels comes back too. ``torch.cuda.empty_cache()`` gives it to others.
     """
-    return release_slots() + networks.release()
+    return release_slots() + networks.release() + release_pictures()
 
 
 def fastest(codec: Codec, device: torch.device, graphs: Graphs | None = None) -> Stepped:

@@ -11,7 +11,7 @@ import torch
 from streamvae.abc import Codec
 
 from .obstacles import STEP
-from .pictures import PortablePictures, portable_pictures
+from .pictures import PortablePictures, portable_pictures, release_pictures
 from .wan import PortableWan, portable_wan
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "portable",
     "portable_pictures",
     "portable_wan",
+    "release_pictures",
 ]
 
 

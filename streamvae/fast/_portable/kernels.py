@@ -38,14 +38,20 @@ class PortableKernels:
 
     def __init__(self, ops: PointwiseOps) -> None:
         self.ops = ops
+        #: Bytes of all weights that were laid out.
+        self.packed_bytes = 0
 
     def convolution(self, kind: Kind, weight: torch.Tensor, bias: torch.Tensor) -> Convolution:
         """See `interface.Kernels.convolution`."""
-        return _Convolution(self.ops, kind, weight, bias)
+        layer = _Convolution(self.ops, kind, weight, bias)
+        self.packed_bytes += layer.nbytes
+        return layer
 
     def head(self, weight: torch.Tensor, bias: torch.Tensor) -> Head:
         """See `interface.Kernels.head`."""
-        return _Head(self.ops, weight, bias)
+        layer = _Head(self.ops, weight, bias)
+        self.packed_bytes += layer.nbytes
+        return layer
 
     def norm(self, gamma: torch.Tensor) -> Norm:
         """See `interface.Kernels.norm`."""
@@ -68,6 +74,11 @@ class _Weights:
             taps: lay_out(self._weight[:, :, -taps:]) for taps in {1, weight.shape[2]}
         }
 
+    @property
+    def nbytes(self) -> int:
+        """Of what is ready."""
+        return sum(weight.nbytes for weight in self._ready.values())
+
     def of(self, taps: int) -> torch.Tensor:
         """Give the last ``taps`` in time."""
         ready = self._ready.get(taps)
@@ -84,8 +95,10 @@ class _Convolution:
         self._in_channels = weight.shape[1]
         if kind is Kind.UPSAMPLE:
             self._upsampling = prepare_upsampling(weight)
+            self.nbytes = self._upsampling.nbytes
         else:
             self._weights = _Weights(weight, prepare)
+            self.nbytes = self._weights.nbytes
 
     def __call__(
         self,
@@ -116,6 +129,7 @@ class _Head:
         self._ops = ops
         self._bias = bias.detach().float()
         self._weights = _Weights(weight, prepare_taps)
+        self.nbytes = self._weights.nbytes
 
     def __call__(
         self, source: Frames, pixels: torch.Tensor, finite: torch.Tensor | None = None

@@ -99,6 +99,17 @@ class PictureNetwork:
     channels: int
     by_taps: bool
 
+    @property
+    def nbytes(self) -> int:
+        """Of the weights of convolutions, which are nearly all there is."""
+        layers = [self.conv_in, self.head]
+        for block in self.blocks:
+            if isinstance(block, ResidualBlock):
+                layers += (block.conv1, block.conv2)
+            elif isinstance(block, Upsampling):
+                layers.append(block.layer)
+        return sum(layer.weight.nbytes for layer in layers)
+
 
 def build(decoder: nn.Module, *, dry: bool = False) -> PictureNetwork:
     """Rebuild ``AutoencoderKL.decoder``.

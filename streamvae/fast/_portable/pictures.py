@@ -117,6 +117,18 @@ class _Networks:
                     torch.cuda.current_stream(device).synchronize()
             return built.network
 
+    def release(self) -> int:
+        """Let go of all weights that were laid out, and give their bytes; streams keep theirs."""
+        with self._lock:
+            dropped = [built for kept in self._built.values() for built in kept.values()]
+            self._built.clear()
+        return sum(built.network.nbytes for built in dropped)
+
+
+def release_pictures() -> int:
+    """Give back the weights that were laid out for streams to come; their bytes."""
+    return _networks.release()
+
 
 _networks = _Networks()
 
