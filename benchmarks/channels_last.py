@@ -149,7 +149,9 @@ def _errors(
             right = decode()
     finally:
         nn.Module.to(vae, dtype)
-    found = {name: float((one.float() - right).norm() / right.norm()) for name, one in given.items()}
+    found = {
+        name: float((one.float() - right).norm() / right.norm()) for name, one in given.items()
+    }
     return found | {"ratio": found["channels last"] / max(found["eager"], 1e-6)}
 
 
@@ -202,8 +204,15 @@ def pictures(said: argparse.Namespace) -> Json:
 
     times = alternate({name: timed(way) for name, way in ways.items()}, said.rounds * 3)
     frames = {name: way().cpu() for name, way in ways.items()}
-    right: Callable[[], torch.Tensor] = lambda: vae.decode(z.float()).sample.cpu()  # noqa: E731
-    return {"step": codec.step_name, "times, s": times, "errors": _errors(vae, frames, right, said.device)}
+
+    def right() -> torch.Tensor:
+        return vae.decode(z.float()).sample.cpu()
+
+    return {
+        "step": codec.step_name,
+        "times, s": times,
+        "errors": _errors(vae, frames, right, said.device),
+    }
 
 
 @torch.no_grad()
@@ -216,7 +225,6 @@ def on_a_cpu(said: argparse.Namespace) -> Json:
         "Wan 2.1, a third of its channels": (wan(said, **small), torch.randn(1, 16, 3, 16, 24)),
     }
     for name, (vae, z) in forms.items():
-        ways = {way: make for way, make in WAYS.items()}
 
         def timed(way: str, vae: nn.Module = vae, z: torch.Tensor = z) -> Callable[[], float]:
             def run() -> float:
@@ -226,9 +234,9 @@ def on_a_cpu(said: argparse.Namespace) -> Json:
 
             return run
 
-        frames = [_clip(make(vae, said), z) for make in ways.values()]
+        frames = [_clip(make(vae, said), z) for make in WAYS.values()]
         found[name] = {
-            "times, s": alternate({way: timed(way) for way in ways}, 1 if said.quick else 5),
+            "times, s": alternate({way: timed(way) for way in WAYS}, 1 if said.quick else 5),
             "greatest difference": float((frames[0] - frames[1]).abs().max()),
         }
     return found

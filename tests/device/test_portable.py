@@ -1,4 +1,4 @@
-"""Decoders channels last on a card: every element of every operation, and frames against float32."""
+"""Decoders channels last on a card: every element of each operation, frames against float32."""
 
 from __future__ import annotations
 

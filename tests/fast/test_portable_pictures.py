@@ -92,7 +92,8 @@ def test_large_means() -> None:
     right = whole(vae.double(), latents.double())
     vae.float()
     errors = [
-        float((one - right).abs().max()) for one in (decode(over(vae), latents), whole(vae, latents))
+        float((one - right).abs().max())
+        for one in (decode(over(vae), latents), whole(vae, latents))
     ]
     assert errors[0] <= 2 * errors[1]
 

@@ -182,7 +182,7 @@ def test_changed_weights() -> None:
 
 
 def test_says_why_not() -> None:
-    """What would be lost, and dtypes that do not pay, are left to others; families without a word."""
+    """What would be lost, or does not pay, is left to others, and it is said why."""
     assert portable_wan(codec_for(tiny.kl()), CPU) == ""
     assert "not float32, on a CPU" in str(portable_wan(codec_for(tiny.wan21().bfloat16()), CPU))
     assert "neither CUDA nor a CPU" in str(portable_wan(codec_for(tiny.wan21()), META))

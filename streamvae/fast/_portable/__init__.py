@@ -1,7 +1,7 @@
-"""Decoders channels last: cuDNN's or oneDNN's convolutions, and all between two of them in one pass.
+"""Decoders channels last: convolutions by cuDNN or oneDNN, all between two of them in one pass.
 
-For any card, and CPUs; kernels are Triton's where it is installed, else torch's own operations. It may know
-codecs and `streamvae.fast._wan`; only `streamvae.fast` comes in.
+For any card, and CPUs. Kernels are Triton's where it is installed, else torch's own operations. It
+may know codecs and `streamvae.fast._wan`; only `streamvae.fast` comes in.
 """
 
 from __future__ import annotations

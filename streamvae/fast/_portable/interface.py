@@ -1,8 +1,8 @@
 """What is launched between convolutions, as a protocol: by Triton on a card, or in torch anywhere.
 
 All frames are channels last and contiguous, (frames, height, width, channels). Sums of a
-convolution come without its bias, in one of three arrangements (`streamvae.fast._wan.options.Kind`):
-as they are; `UPSAMPLE`, the four pixels of a square side by side, (frames, height / 2, width / 2,
+convolution come without its bias, in an arrangement (`streamvae.fast._wan.options.Kind`): as they
+are; `UPSAMPLE`, the four pixels of a square side by side, (frames, height / 2, width / 2,
 4 * channels); `DOUBLE_TIME`, two frames side by side, (frames / 2, height, width, 2 * channels).
 """
 

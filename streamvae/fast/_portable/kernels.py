@@ -70,9 +70,7 @@ class _Weights:
     ) -> None:
         self._weight = weight.detach()
         self._lay_out = lay_out
-        self._ready = {
-            taps: lay_out(self._weight[:, :, -taps:]) for taps in {1, weight.shape[2]}
-        }
+        self._ready = {taps: lay_out(self._weight[:, :, -taps:]) for taps in {1, weight.shape[2]}}
 
     @property
     def nbytes(self) -> int:

@@ -1,4 +1,4 @@
-"""AutoencoderKL's decoder as layers to launch: built once from its modules, shared by all streams."""
+"""AutoencoderKL's decoder as layers to launch: built once, shared by all streams."""
 
 from __future__ import annotations
 
@@ -156,7 +156,9 @@ class _Builder:
         dtype: torch.dtype = out.weight.dtype
         return PictureNetwork(dtype, conv_in, tuple(blocks), norm_out, head, channels, by_taps)
 
-    def lay_out(self, how: Callable[[torch.Tensor], torch.Tensor], weight: torch.Tensor) -> torch.Tensor:
+    def lay_out(
+        self, how: Callable[[torch.Tensor], torch.Tensor], weight: torch.Tensor
+    ) -> torch.Tensor:
         return weight.detach() if self._dry else how(weight)
 
     def convolution(self, layer: _Untyped) -> Layer:

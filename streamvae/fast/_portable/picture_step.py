@@ -125,7 +125,9 @@ def coefficients(moments: Moments, norm: GroupNorm) -> tuple[torch.Tensor, torch
     Returns:
         Scale and shift, float32 (pictures, channels).
     """
-    channel_mean, channel_variance = (part.unflatten(1, (norm.groups, -1)) for part in whole(moments))
+    channel_mean, channel_variance = (
+        part.unflatten(1, (norm.groups, -1)) for part in whole(moments)
+    )
     mean = channel_mean.mean(-1, keepdim=True)
     variance = (channel_variance + (channel_mean - mean).square()).mean(-1, keepdim=True)
     scale = norm.weight.view(norm.groups, -1) * torch.rsqrt(variance + norm.epsilon)

@@ -22,6 +22,7 @@ _TOLERANCE = 1e-4
 #: Channels of pixels.
 _PIXEL = 3
 
+
 class Variant(NamedTuple):
     """A form of an operation, which is a kernel of its own.
 

@@ -5,7 +5,7 @@ wrong elements, others in each run. Only `_moments` loops at all.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator"
-# ruff: noqa: ANN001, ANN202, N803  # kernels: their arguments are Triton's, constants in capitals
+# ruff: noqa: ANN001, ANN202, N803, PLR0917  # kernels: their arguments are Triton's, constants in capitals
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _load(products, bias, residual, row, column, mask, height, width, C: tl.cons
     sums = sums.to(tl.float32)
     if BIAS:
         if KIND == _DOUBLE_TIME:
-            half = (frame % 2 * C)[:, None]  # noqa: F821  # of the branch above
+            half = (frame % 2 * C)[:, None]
             sums += tl.load(bias + half + column[None, :], mask=mask, other=0.0)
         else:
             sums += tl.load(bias + column, mask=column < C, other=0.0)[None, :]

@@ -1,4 +1,4 @@
-"""The Wan codec over these kernels: the step of `streamvae.fast._wan`, with histories that slide."""
+"""The Wan codec over these kernels: the step of `_wan`, with histories that slide."""
 
 from __future__ import annotations
 
@@ -101,6 +101,9 @@ def portable_wan(
     decoder = codec.vae.decoder
     parts = [part for part in decoder.modules() if isinstance(part, (nn.Conv2d, nn.Conv3d))]
     # A head of few channels is summed tap by tap; one of a patch is filled up.
-    widths = {padded(part.out_channels) if part is decoder.conv_out else part.out_channels for part in parts}
+    widths = {
+        padded(part.out_channels) if part is decoder.conv_out else part.out_channels
+        for part in parts
+    }
     kernels, why = kernels_for(device, codec.dtype, widths, RMS_NORM)
     return PortableWan(codec.module, *codec._made_of[0], kernels=kernels, why=why)
