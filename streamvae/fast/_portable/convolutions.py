@@ -7,6 +7,8 @@ from torch.nn import functional
 
 from streamvae.fast._wan.weights import phase_weights
 
+from .obstacles import has_onednn
+
 _HALVES = {torch.bfloat16, torch.float16}
 
 
@@ -45,7 +47,7 @@ def _convolve(x: torch.Tensor, weight: torch.Tensor, padding: list[int]) -> torc
         return torch.cudnn_convolution(
             x, weight, padding, once, once, 1, benchmark, deterministic, tf32
         )
-    if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    if x.device.type == "cpu" and x.dtype == torch.float32 and has_onednn():
         # torch itself takes a slower way for one clip of three dimensions: up to six times.
         return torch.mkldnn_convolution(x, weight, None, padding, once, once, 1)
     if spatial == 2:
@@ -116,4 +118,4 @@ def tap_products(frames: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """Multiply each pixel with every tap: planes of `interface.PointwiseOps.add_taps`."""
     count, height, width, channels = frames.shape
     pixels = frames.reshape(count, height * width, channels).transpose(1, 2)
-    return torch.matmul(matrix, pixels).unflatten(2, (height, width))
+    return torch.unflatten(torch.matmul(matrix, pixels), 2, (height, width))

@@ -45,12 +45,12 @@ class Moments(NamedTuple):
     """Of each channel in each of ``parts`` of a frame: float32 (frames, parts, channels).
 
     Attributes:
-        count: Pixels of a part, float32 (parts,).
+        pixels: Of a part, float32 (parts,).
         mean: Of these pixels.
         squares: Sum of the squared distances from this mean.
     """
 
-    count: torch.Tensor
+    pixels: torch.Tensor
     mean: torch.Tensor
     squares: torch.Tensor
 

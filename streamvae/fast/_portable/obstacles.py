@@ -17,11 +17,16 @@ def missing_support(dtype: torch.dtype, device: torch.device) -> str:
     if device.type == "cpu":
         if dtype != torch.float32:
             return f"weights are {dtype_name(dtype)}, not float32, on a CPU"
-        return "" if torch.backends.mkldnn.is_available() else "oneDNN is not there"
+        return "" if has_onednn() else "oneDNN is not there"
     if device.type != "cuda":
         return f"this is {device.type}, neither CUDA nor a CPU"
-    if not torch.backends.cudnn.is_available():
+    if not torch.backends.cudnn.is_available():  # type: ignore[no-untyped-call]
         return "cuDNN is not there"
     if dtype not in _DTYPES:
         return f"weights are {dtype_name(dtype)}, not {', '.join(map(dtype_name, _DTYPES))}"
     return ""
+
+
+def has_onednn() -> bool:
+    """Whether torch was built with oneDNN."""
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]

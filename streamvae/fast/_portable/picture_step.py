@@ -49,6 +49,7 @@ class PictureDecoder:
         network = self._network
         given = latents.to(network.dtype).permute(0, 2, 3, 1).contiguous()
         layer = network.conv_in
+        moments: Moments | None
         x, moments = self._measure(Sums(convolve(given, layer.weight), bias=layer.bias))
         for block, after in zip(network.blocks, (*network.blocks[1:], None), strict=True):
             x, moments = self._block(block, x, moments, normed=not isinstance(after, Upsampling))
@@ -85,7 +86,7 @@ class PictureDecoder:
         normed = self._activate(Sums(x), moments, block.norm, silu=False)
         qkv = functional.linear(normed.flatten(1, 2), *block.qkv)
         query, key, value = (
-            part.unflatten(2, (block.heads, -1)).transpose(1, 2) for part in qkv.chunk(3, 2)
+            torch.unflatten(part, 2, (block.heads, -1)).transpose(1, 2) for part in qkv.chunk(3, 2)
         )
         mixed = functional.scaled_dot_product_attention(query, key, value)
         mixed = mixed.transpose(1, 2).flatten(2)
@@ -126,7 +127,7 @@ def coefficients(moments: Moments, norm: GroupNorm) -> tuple[torch.Tensor, torch
         Scale and shift, float32 (pictures, channels).
     """
     channel_mean, channel_variance = (
-        part.unflatten(1, (norm.groups, -1)) for part in whole(moments)
+        torch.unflatten(part, 1, (norm.groups, -1)) for part in whole(moments)
     )
     mean = channel_mean.mean(-1, keepdim=True)
     variance = (channel_variance + (channel_mean - mean).square()).mean(-1, keepdim=True)

@@ -70,7 +70,7 @@ class PortablePictures(ByItem):
         if self.grid(tuple(latents.shape)) is not None:
             return super().pictures(latents)
         if self.vae.use_slicing and latents.shape[0] > 1:
-            return torch.cat([self.tile(item) for item in latents.split(1)])
+            return torch.cat([self.tile(item) for item in torch.split(latents, 1)])
         return self.tile(latents)
 
     def tile(self, latents: torch.Tensor) -> torch.Tensor:

@@ -154,11 +154,11 @@ class Case:
 
 def whole(moments: Moments) -> tuple[torch.Tensor, torch.Tensor]:
     """Put the moments of parts together: mean and variance, (frames, channels)."""
-    count = moments.count[None, :, None]
-    pixels = count.sum()
-    mean = (moments.mean * count).sum(1) / pixels
-    apart = (moments.mean - mean[:, None]).square() * count
-    return mean, (moments.squares + apart).sum(1) / pixels
+    pixels = moments.pixels[None, :, None]
+    total = pixels.sum()
+    mean = (moments.mean * pixels).sum(1) / total
+    apart = (moments.mean - mean[:, None]).square() * pixels
+    return mean, (moments.squares + apart).sum(1) / total
 
 
 def check(

@@ -73,7 +73,7 @@ class TorchOps:
         taps = planes.shape[0] - frames + 1
         for number in range(frames):
             given = planes[number : number + taps, : taps * 9 * channels].to(self._compute)
-            given = functional.pad(given.unflatten(1, (taps, 3, 3, channels)), (1, 1, 1, 1))
+            given = functional.pad(torch.unflatten(given, 1, (taps, 3, 3, channels)), (1, 1, 1, 1))
             total = bias.to(self._compute)[:, None, None].expand(channels, height, width).clone()
             for time in range(taps):
                 for y in range(3):
@@ -89,7 +89,7 @@ class TorchOps:
             frame = products[number // 2, ..., half]
             bias = None if bias is None else bias[half]
         elif sums.kind is Kind.UPSAMPLE:
-            squares = products[number].unflatten(-1, (2, 2, channels))
+            squares = torch.unflatten(products[number], -1, (2, 2, channels))
             frame = squares.permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1)
         else:
             frame = products[number]
