@@ -28,6 +28,8 @@ from streamvae.codecs import (
 from ._fastvae import FusedWan, fused
 from ._graphed import EAGER, GraphedWalk, GraphLauncher, check_only_stream
 from ._obstacles import join_reasons
+from ._portable import STEP as CHANNELS_LAST
+from ._portable import portable, release_pictures
 from ._slots import release_slots
 from ._wan import STEP, StepCodec, networks, step_codec
 
@@ -78,7 +80,7 @@ def release() -> int:
         Bytes that torch's allocator has again; with the last graph of a device the memory between
         their kernels comes back too. ``torch.cuda.empty_cache()`` gives it to others.
     """
-    return release_slots() + networks.release()
+    return release_slots() + networks.release() + release_pictures()
 
 
 def fastest(codec: Codec, device: torch.device, graphs: Graphs | None = None) -> Stepped:
@@ -93,8 +95,11 @@ def fastest(codec: Codec, device: torch.device, graphs: Graphs | None = None) ->
     if isinstance(ours, StepCodec):
         own = ours
         return Stepped(own, lambda: own.step_name, said=lambda: own.notes_of_step)
+    anywhere = portable(codec, device)
+    if not isinstance(anywhere, str):
+        return Stepped(anywhere, lambda: anywhere.step_name, said=lambda: anywhere.notes_of_step)
     theirs = fused(codec, device)
-    reasons = [(STEP, ours)]
+    reasons = [(STEP, ours), (CHANNELS_LAST, anywhere)]
     if isinstance(theirs, FusedWan):
         name = theirs.step_name
         step, stepped = name, Stepped(theirs, lambda: name)

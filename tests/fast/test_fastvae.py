@@ -54,7 +54,7 @@ def fused(vae: nn.Module) -> Codec:
     assert stepped.step().startswith("fastvae")
     (note,) = stepped.notes
     assert "AutoencoderKLWan by fastvae" in note
-    assert note.endswith("no fused kernels: weights are float32, not bfloat16")
+    assert "no fused kernels: weights are float32, not bfloat16" in note
     return stepped.codec
 
 
@@ -168,8 +168,13 @@ async def test_info_says_the_step() -> None:
     """The info names the step that fast mode took and why; exact mode never looks for another."""
     latents = noise(1, 4, 2, 3, 2)
     on_cpu = "no fused kernels, no fastvae: this is cpu, not CUDA"
-    for mode, step in (("fast", f"eager ({on_cpu})"), ("exact", "eager")):
-        stream = stream_decode(latents, tiny.wan21(), mode=mode)
+    double = "no channels last: weights are float64, not float32, on a CPU"
+    for mode, dtype, step in (
+        ("fast", torch.float64, f"eager ({on_cpu}; {double})"),
+        ("fast", torch.float32, "channels last"),
+        ("exact", torch.float32, "eager"),
+    ):
+        stream = stream_decode(latents.to(dtype), tiny.wan21().to(dtype), mode=mode)
         await stream.collect()
         assert stream.info.step == step
         assert stream.info.notes == ()
@@ -181,7 +186,8 @@ def test_not_installed() -> None:
     step = fastest(codec_for(tiny.wan21()), CUDA).step()
     assert "no fastvae: it is not installed" in step
     assert "fastvae" not in fastest(codec_for(tiny.qwen_image()), CUDA).step()
-    assert fastest(codec_for(tiny.kl()), CUDA).step() == "eager"
+    assert "fastvae" not in fastest(codec_for(tiny.kl()), CUDA).step()
+    assert fastest(codec_for(tiny.oobleck()), CUDA).step() == "eager"
 
 
 @pytest.mark.usefixtures("fastvae")
