@@ -21,6 +21,7 @@ from streamvae.fast._wan.interface import (
     count_frames,
 )
 from streamvae.fast._wan.options import Kind
+from streamvae.fast._wan.repeat import Shortcut
 
 from .convolutions import convolve, prepare, prepare_taps, prepare_upsampling, tap_products
 from .interface import PointwiseOps, Sums
@@ -148,7 +149,16 @@ class _Norm:
         self._ops = ops
         self._gamma = gamma.detach().float().contiguous()
 
-    def __call__(self, source: torch.Tensor, to: Frames, *, silu: bool = True) -> None:
+    def __call__(
+        self,
+        source: torch.Tensor,
+        to: Frames,
+        *,
+        silu: bool = True,
+        shortcut: Shortcut | None = None,
+    ) -> None:
+        if shortcut is not None:
+            shortcut.add_to(source)
         self._ops.rms_norm(Sums(source), to_norm=adjacent(to), gamma=self._gamma, silu=silu)
 
 
