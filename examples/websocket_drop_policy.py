@@ -5,6 +5,7 @@ dealt with it, and meanwhile newer frames take the place of older ones.
 """
 
 import asyncio
+import contextlib
 import json
 import socket
 import struct
@@ -14,6 +15,7 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.types import Receive, Scope, Send
 from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosedOK
 
 from streamvae import stream_decode
 from streamvae.live import Broadcast, WebSocketFrames
@@ -45,7 +47,8 @@ async def client(url: str, *, slow: bool) -> list[int]:
             seen.append(index)
             if slow:
                 await broadcast.finished()  # it deals with its first frame until all is decoded
-            await connection.send(json.dumps({"ack": index}))
+            with contextlib.suppress(ConnectionClosedOK):  # that was the last one
+                await connection.send(json.dumps({"ack": index}))
     return seen
 
 
