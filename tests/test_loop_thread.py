@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import FrameType
@@ -108,7 +109,8 @@ def test_an_interrupt_at_every_step(way: str) -> None:
     codec, step = TagCodec(), 0
     while interrupted(step, lambda: WAYS[way](codec)):
         loops_end()
-        assert not codec.open_decoders, step
+        while codec.open_decoders:  # closed by the launch thread, which nobody waits for any more
+            time.sleep(0)
         step += STRIDE
     assert step > 30
     all_frames(codec)
