@@ -184,20 +184,17 @@ def test_changed_weights() -> None:
 def test_says_why_not() -> None:
     """What would be lost, or does not pay, is left to others, and it is said why."""
     assert portable_wan(codec_for(tiny.kl()), CPU) == ""
-    assert "not float32, on a CPU" in str(portable_wan(codec_for(tiny.wan21().bfloat16()), CPU))
-    assert "neither CUDA nor a CPU" in str(portable_wan(codec_for(tiny.wan21()), META))
+    assert portable_wan(codec_for(tiny.wan21()), CPU) == "this is cpu, not CUDA"
+    assert portable_wan(codec_for(tiny.wan21()), META) == "this is meta, not CUDA"
     vae = tiny.wan21()
     vae.decoder.mid_block.register_forward_hook(print)
     assert "hook" in str(portable_wan(codec_for(vae), CPU, anywhere=True))
 
 
 @pytest.mark.parametrize("make", FAMILIES)
-def test_is_the_fast_step_on_a_cpu(make: Callable[[], nn.Module]) -> None:
-    """With mode="fast" a CPU decodes Wan so, and says it."""
-    stepped = fastest(codec_for(make()), CPU)
-    assert isinstance(stepped.codec, PortableWan)
-    assert stepped.step() == "channels last"
-    assert stepped.notes == ()
+def test_is_no_step_on_a_cpu(make: Callable[[], nn.Module]) -> None:
+    """A CPU decodes as ever: there it is further from the truth than is accepted."""
+    assert "no channels last" in fastest(codec_for(make()), CPU).step()
 
 
 def slide(memory: SlidingMemory, frames: int) -> None:

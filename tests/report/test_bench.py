@@ -16,7 +16,6 @@ import torch
 
 from streamvae import UnknownSourceError, UsageError
 from streamvae.codecs import codec_for
-from streamvae.fast._portable.obstacles import has_onednn
 from streamvae.report._bench import bench
 from streamvae.report._bench_chunks import ChunkTime, chunk_times
 from streamvae.report._bench_clip import Clip, autoencoder, latents, pictures
@@ -50,8 +49,6 @@ from streamvae.report._bench_table import show
 from tests import tiny
 
 CPU = torch.device("cpu")
-#: What fast mode has besides on a CPU: the channels-last step, where torch has oneDNN.
-FASTER = (FAST,) if has_onednn() else ()
 #: Nothing less has two sizes and a steady chunk.
 SMALL = Settings(
     None, CPU, rounds=2, size=(32, 48), latents=3, sizes=((16, 16), (32, 32)), size_latents=2
@@ -152,7 +149,7 @@ def test_eager_for_a_while() -> None:
 
 
 def test_a_run_has_every_way_that_is_there() -> None:
-    """On a CPU: people's, the loop and streams, into all; notes say why no others."""
+    """On a CPU: people's, the loop and exact streams, into all; notes say why no others."""
     told: list[tuple[str, int, int]] = []
     written: list[str] = []
     found = bench(
@@ -161,16 +158,15 @@ def test_a_run_has_every_way_that_is_there() -> None:
         part_done=lambda found: written.append(json.dumps(found.as_json())),
     )
     into = ("nothing", "raw", "mp4")
-    ways = (PEOPLE, LOOP, EXACT, *FASTER)
-    rows = [(ALONE, "nothing"), *((way, target) for target in into for way in ways)]
+    rows = [(ALONE, "nothing"), *((w, i) for i in into for w in (PEOPLE, LOOP, EXACT))]
     assert [(row.way, row.into) for row in found.paths] == rows
     assert all(row.seconds and len(row.seconds.values) == 2 for row in found.paths)
     assert [(row.size, row.way) for row in found.sizes] == [
-        (size, way) for size in SMALL.sizes for way in ways
+        (size, way) for size in SMALL.sizes for way in (PEOPLE, LOOP, EXACT)
     ]
     assert found.facts["frames equal vae.decode's, byte for byte"] is True
     assert any(note.startswith("no fastvae") for note in found.notes)
-    assert any(note.startswith("no fast mode") for note in found.notes) != bool(FASTER)
+    assert any(note.startswith("no fast mode") for note in found.notes)
     assert told[-1][1] == told[-1][2]
     last = json.loads(written[-1])
     assert {"command", "date", "versions", "cpu", "gpu", "clocks before", "rounds"} <= set(last)
@@ -182,18 +178,15 @@ def test_first_and_steady_chunks(clip: Clip) -> None:
     """Each step that is another has its chunks timed, of which those after two are steady."""
     clip.z = latents(clip.codec, (32, 48), 5)
     done: list[None] = []
-    own, *faster = clip.backend.run(
-        lambda: chunk_times(clip, 2, lambda: done.append(None))
-    ).result()
-    assert [row.step for row in faster] == ["channels last" for _ in FASTER]
+    (own,) = clip.backend.run(lambda: chunk_times(clip, 2, lambda: done.append(None))).result()
     assert (own.way, own.step) == (OWN, "eager")
     assert own.first is not None
     assert own.steady is not None
     assert (len(own.first.values), len(own.steady.values)) == (2, 6)
     assert min(own.first.values + own.steady.values) > 0
-    assert len(done) == 3 * (1 + len(FASTER))
+    assert len(done) == 3
     clip.z = clip.z[:, :, :2]
-    short, *_ = clip.backend.run(lambda: chunk_times(clip, 1, lambda: None)).result()
+    (short,) = clip.backend.run(lambda: chunk_times(clip, 1, lambda: None)).result()
     assert (short.first is None, short.steady) == (False, None)
 
 
@@ -204,8 +197,8 @@ def test_a_run_of_chunks_and_energy() -> None:
         replace(SMALL, parts=("chunks", "energy"), chunk_latents=3),
         progress=lambda *said: told.append(said),
     )
-    assert [row.way for row in found.chunks] == [OWN, *FASTER]
-    assert told[-1] == ("chunks", 3 * (1 + len(FASTER)), 3 * (1 + len(FASTER)))
+    assert [row.way for row in found.chunks] == [OWN]
+    assert told[-1] == ("chunks", 3, 3)
     assert found.energy == ()
     assert "no joules a frame: the device is no NVIDIA card" in found.notes
     said = found.as_json()

@@ -14,12 +14,10 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 def missing_support(dtype: torch.dtype, device: torch.device) -> str:
     """What keeps it from running on a device, or from paying there; empty if nothing does."""
-    if device.type == "cpu":
-        if dtype != torch.float32:
-            return f"weights are {dtype_name(dtype)}, not float32, on a CPU"
-        return "" if has_onednn() else "oneDNN is not there"
+    # On a CPU it is faster for small decoders, and 2.2 times as far from float64 as diffusers' own
+    # is, where 1.02 times is accepted (`streamvae verify --mode fast`, the embedded VAE).
     if device.type != "cuda":
-        return f"this is {device.type}, neither CUDA nor a CPU"
+        return f"this is {device.type}, not CUDA"
     if not torch.backends.cudnn.is_available():  # type: ignore[no-untyped-call]
         return "cuDNN is not there"
     if dtype not in _DTYPES:
