@@ -36,8 +36,10 @@ T = TypeVar("T")
 
 _log = logging.getLogger("streamvae")
 
-#: Seconds between two looks whether the threads have ended, at exit.
+#: Seconds between two looks whether the threads have ended.
 _LOOK = 0.001
+#: Seconds that a call waits at most for streams that were dropped to give their files back.
+DROPPED = 30.0
 
 
 class LoopThread:
@@ -278,8 +280,8 @@ _serving: set[_Served] = set()
 
 
 def _wait_for_dropped() -> None:
-    """Wait a little for streams that were dropped: who comes next may want their files."""
-    _wait_while(lambda: any(served.dropped for served in list(_serving)))
+    """Wait for streams that were dropped: who comes next may want their files."""
+    _wait_while(lambda: any(served.dropped for served in list(_serving)), DROPPED)
 
 
 def _stop_all() -> None:
@@ -290,9 +292,9 @@ def _stop_all() -> None:
         _wait_while(lambda: bool(_serving))
 
 
-def _wait_while(condition: Callable[[], bool]) -> None:
+def _wait_while(condition: Callable[[], bool], seconds: float = GRACE) -> None:
     """Not by ``join()``: interrupted, it takes the thread for one that has ended (Python 3.11)."""
-    deadline = time.monotonic() + GRACE
+    deadline = time.monotonic() + seconds
     while condition() and time.monotonic() < deadline:
         time.sleep(_LOOK)
 
